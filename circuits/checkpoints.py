@@ -1,0 +1,215 @@
+"""Dictionaries as files: one safetensors file each, its facts in the header.
+
+A set of dictionaries is a folder of such files: `mlp.0.safetensors`, `resid_post.2.safetensors`.
+"""
+
+import errno
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from circuits.dictionaries import SAE, Activation, Dictionary, Transcoder
+from circuits.files import write_atomically
+
+__all__ = ["load_dictionary", "load_folder", "save_dictionary"]
+
+_VERSION = 1
+_TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "W_skip")
+_INPUT = {"transcoder": "normalised, with gain and bias", "sae": "the activation itself"}
+
+
+class _Record(BaseModel):
+    """What a file says of its tensors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int
+    kind: Literal["transcoder", "sae"]
+    site: str
+    layer: int = Field(ge=0)
+    model: str
+    activation: Activation
+    k: int | None
+    input: str
+    notes: dict[str, Any]
+
+
+def save_dictionary(
+    dictionary: Dictionary,
+    path: Path,
+    *,
+    layer: int,
+    model: str,
+    dtype: torch.dtype = torch.float32,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `dictionary` to `path`, all or nothing.
+
+    Args:
+        dictionary: what to save.
+        path: where, ending in `.safetensors`; its folder must exist.
+        layer: the block it belongs to.
+        model: name of the model it was trained on.
+        dtype: dtype of the weights in the file; thresholds stay float32.
+        notes: anything worth keeping (training command, fidelity), as JSON.
+
+    Raises:
+        ValueError: if a tensor is not finite (in `dtype`), since it could not be loaded again.
+        OSError: if the disk is full or `path` cannot be written; nothing is left behind.
+    """
+    kind = "transcoder" if isinstance(dictionary, Transcoder) else "sae"
+    record = _Record(
+        version=_VERSION,
+        kind=kind,
+        site=_site_of(dictionary),
+        layer=layer,
+        model=model,
+        activation=dictionary.activation,
+        k=dictionary.k,
+        input=_INPUT[kind],
+        notes=dict(notes or {}),
+    )
+    tensors = {
+        name: tensor.detach()
+        .to("cpu", torch.float32 if name == "threshold" else dtype)
+        .contiguous()
+        for name in _TENSORS
+        if (tensor := getattr(dictionary, name)) is not None
+    }
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"{name} is not finite in {tensor.dtype}; nothing was written to {path}"
+            )
+    header = {"circuitloom": json.dumps(record.model_dump(mode="json"), sort_keys=True)}
+    write_atomically(path, lambda temporary: _save_tensors(tensors, temporary, header))
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+    """Safetensors' `save_file`, with a full disk as the OSError that it is."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, str(path), metadata=header)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error)) from error
+
+
+def _read(path: Path) -> tuple[_Record, dict[str, Tensor]]:
+    """Header record and tensors of one file, with the file's own errors made clear."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = (file.metadata() or {}).get("circuitloom")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ValueError(f"no dictionary at {path}; check the path") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a complete safetensors file ({error}); copy or download it again"
+        ) from error
+    if header is None:
+        raise ValueError(
+            f"{path} has no `circuitloom` record in its header, so its kind, layer and norm "
+            "convention are unknown; write it with `save_dictionary`"
+        )
+    return _record(path, header), tensors
+
+
+def _record(path: Path, header: str) -> _Record:
+    """The header as a record of this version.
+
+    Raises:
+        ValueError: if it is of another version, or damaged.
+    """
+    try:
+        version = json.loads(header)["version"]
+        if version != _VERSION:
+            raise ValueError(f"{path} has format version {version}, this reads {_VERSION}; upgrade")
+        return _Record.model_validate_json(header)
+    except (ValidationError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has a damaged `circuitloom` record: {error}") from error
+
+
+def load_dictionary(path: Path) -> tuple[int, Dictionary]:
+    """Read one dictionary as float32.
+
+    Returns:
+        The layer it belongs to, and the dictionary.
+
+    Raises:
+        ValueError: if the file is missing, truncated, of another version or kind, or holds
+            tensors that do not fit together or are not finite.
+    """
+    record, tensors = _read(path)
+    if record.input != _INPUT[record.kind]:
+        raise ValueError(
+            f"{path} is a {record.kind!r} that reads {record.input!r}; want {_INPUT[record.kind]!r}"
+        )
+    missing = {"W_enc", "W_dec", "b_enc", "b_dec"} - tensors.keys()
+    if missing or tensors.keys() - set(_TENSORS):
+        raise ValueError(f"{path} holds tensors {sorted(tensors)}; want {_TENSORS[:4]} at least")
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name} holds NaN or infinity; the file is damaged")
+    floats = {name: tensor.float() for name, tensor in tensors.items()}
+    try:
+        if record.kind == "sae":
+            sae = SAE(site=record.site, activation=record.activation, k=record.k, **floats)
+            return record.layer, sae
+        return record.layer, Transcoder(activation=record.activation, k=record.k, **floats)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _site_of(dictionary: Dictionary) -> str:
+    return dictionary.site if isinstance(dictionary, SAE) else "mlp"
+
+
+def load_folder(
+    folder: Path, *, sites: Iterable[str] | None = None, layers: Iterable[int] | None = None
+) -> dict[str, Dictionary]:
+    """Read a folder of dictionaries.
+
+    Args:
+        folder: holds files called `SITE.LAYER.safetensors`.
+        sites: which sites to read (`mlp` for transcoders); None reads all.
+        layers: which layers to read; None reads all.
+
+    Returns:
+        `{"mlp.0": ..., "mlp.1": ...}` in the order of layers.
+
+    Raises:
+        ValueError: if the folder holds no such file, or one cannot be read.
+    """
+    wanted_sites = None if sites is None else set(sites)
+    wanted_layers = None if layers is None else set(layers)
+    found: dict[tuple[int, str], Path] = {}
+    for path in sorted(folder.glob("*.*.safetensors")):
+        site, _, layer = path.name.removesuffix(".safetensors").rpartition(".")
+        if not layer.isdigit():
+            continue
+        if wanted_sites is not None and site not in wanted_sites:
+            continue
+        if wanted_layers is None or int(layer) in wanted_layers:
+            found[int(layer), site] = path
+    if not found:
+        raise ValueError(
+            f"{folder} holds no dictionary for sites {wanted_sites or 'any'} and layers "
+            f"{wanted_layers or 'any'}; want files such as mlp.0.safetensors"
+        )
+    dictionaries: dict[str, Dictionary] = {}
+    for (layer, site), path in sorted(found.items()):
+        in_file, dictionary = load_dictionary(path)
+        if (in_file, _site_of(dictionary)) != (layer, site):
+            says = f"{_site_of(dictionary)}.{in_file}"
+            raise ValueError(f"{path} says it holds {says}; rename the file or replace it")
+        dictionaries[f"{site}.{layer}"] = dictionary
+    return dictionaries

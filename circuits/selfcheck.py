@@ -1,0 +1,136 @@
+"""Checks that an architecture can be frozen: every hook is live and every linear formula holds.
+
+Run once at load, on random tokens: one forward, one backward and one captured forward.
+"""
+
+import einops
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.sites import Site, SiteKind
+from circuits.subject import SubjectModel
+
+__all__ = ["UnsupportedArchitectureError", "check_architecture", "dead_sites"]
+
+_BLOCK_SITES: tuple[SiteKind, ...] = (
+    *("resid_pre", "resid_post", "attn_out", "mlp_in", "mlp_raw_out", "mlp_out", "pattern"),
+)
+_TOLERANCE = 1e-3
+
+
+class UnsupportedArchitectureError(ValueError):
+    """This architecture hides something that exact attribution needs."""
+
+
+def _sites(model: SubjectModel) -> list[Site]:
+    blocks = [Site(kind, layer) for layer in range(model.n_layers) for kind in _BLOCK_SITES]
+    return [Site("embed"), *blocks, *model.scale_sites(), Site("unembed_in")]
+
+
+def dead_sites(model: SubjectModel, tokens: Int[Tensor, "batch pos"]) -> list[Site]:
+    """Sites where an edit does not reach the logits.
+
+    Every site gets `value + strength * noise` with `strength` 0; a site whose `strength` has no
+    gradient on a random projection of the logits is dead. One pass tests them all.
+    """
+    sites = _sites(model)
+    strength = torch.zeros(len(sites), dtype=model.dtype, device=model.device, requires_grad=True)
+
+    def nudge(i: int):
+        return lambda value: value + strength[i].to(value.dtype) * torch.rand_like(value)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        edits = {site: nudge(i) for i, site in enumerate(sites)}
+        with torch.enable_grad():
+            logits, _ = model.run(tokens, edits=edits)
+            loss = (logits * torch.randn_like(logits)).sum()
+            (gradient,) = torch.autograd.grad(loss, strength, allow_unused=True)
+    if gradient is None:
+        return sites
+    return [site for site, g in zip(sites, gradient, strict=True) if g == 0 or not g.isfinite()]
+
+
+def _attention_write(
+    model: SubjectModel, layer: int, values: dict[Site, Tensor]
+) -> Float[Tensor, "batch pos d_model"]:
+    """What attention writes, rebuilt from the pattern, the norm scales and the weights."""
+    heads, ln1 = model.heads(layer), model.norm("ln1", layer)
+    assert ln1 is not None
+    x = ln1.linear(values[Site("resid_pre", layer)], values[Site("ln1_scale", layer)]) + ln1.bias
+    v = einops.einsum(x, heads.W_V, "b p d, h d e -> b h p e") + heads.b_V[:, None]
+    z = values[Site("pattern", layer)].to(v.dtype) @ v
+    out = einops.einsum(z, heads.W_O, "b h p e, h e d -> b p d") + heads.b_O
+    post = model.norm("ln1_post", layer)
+    return (
+        out if post is None else post.linear(out, values[Site("ln1_post_scale", layer)]) + post.bias
+    )
+
+
+def _gaps(model: SubjectModel, tokens: Int[Tensor, "batch pos"]) -> dict[str, float]:
+    """Relative gaps between captured values and the linear formulas that should give them."""
+    logits, values = model.run(tokens, capture=_sites(model))
+
+    def gap(want: Tensor, got: Tensor) -> float:
+        return float((want - got).abs().max() / want.abs().max().clamp_min(1e-6))
+
+    gaps: dict[str, float] = {}
+    for layer in range(model.n_layers):
+        at = {kind: values[Site(kind, layer)] for kind in _BLOCK_SITES}
+        middle = at["resid_pre"] + at["attn_out"]
+        gaps[f"attention of layer {layer}"] = gap(
+            at["attn_out"], _attention_write(model, layer, values)
+        )
+        gaps[f"residual sum of layer {layer}"] = gap(at["resid_post"], middle + at["mlp_out"])
+        ln2 = model.norm("ln2", layer)
+        assert ln2 is not None
+        read = at["resid_pre"] if model.parallel else middle
+        rebuilt = ln2.linear(read, values[Site("ln2_scale", layer)]) + ln2.bias
+        gaps[f"pre-MLP norm of layer {layer}"] = gap(at["mlp_in"], rebuilt)
+        post = model.norm("ln2_post", layer)
+        if post is not None:
+            scale = values[Site("ln2_post_scale", layer)]
+            rebuilt = post.linear(at["mlp_raw_out"], scale) + post.bias
+            gaps[f"post-MLP norm of layer {layer}"] = gap(at["mlp_out"], rebuilt)
+    final = model.norm("final")
+    assert final is not None
+    last = values[Site("resid_post", model.n_layers - 1)]
+    rebuilt = final.linear(last, values[Site("final_scale")]) + final.bias
+    gaps["final norm"] = gap(values[Site("unembed_in")], rebuilt)
+    raw = values[Site("unembed_in")] @ model.W_U + model.b_U
+    cap = model.logit_softcap
+    gaps["unembedding"] = gap(logits, cap * torch.tanh(raw / cap) if cap else raw)
+    return gaps
+
+
+def check_architecture(model: SubjectModel) -> None:
+    """Refuse a model whose hooks are dead or whose blocks are not what the formulas say.
+
+    Raises:
+        UnsupportedArchitectureError: names the sites or formulas that fail.
+    """
+    generator = torch.Generator().manual_seed(0)
+    n_pos = min(6, model.n_ctx)
+    tokens = torch.randint(0, model.d_vocab, (1, n_pos), generator=generator).to(model.device)
+    try:
+        dead = dead_sites(model, tokens)
+        wrong = (
+            {} if dead else {k: v for k, v in _gaps(model, tokens).items() if not v < _TOLERANCE}
+        )
+    except (AttributeError, KeyError, AssertionError) as error:
+        raise UnsupportedArchitectureError(
+            f"cannot freeze {model.name!r}: it lacks {error}; supported are pre-norm decoders such "
+            "as GPT-2, GPT-NeoX / Pythia, Llama, Qwen and Gemma"
+        ) from error
+    if dead:
+        raise UnsupportedArchitectureError(
+            f"cannot freeze {model.name!r}: edits at {', '.join(map(str, dead[:6]))} "
+            f"({len(dead)} sites) do not reach the logits"
+        )
+    if wrong:
+        worst = max(wrong, key=lambda k: wrong[k])
+        raise UnsupportedArchitectureError(
+            f"cannot freeze {model.name!r}: the {worst} differs from its linear formula by "
+            f"{wrong[worst]:.2g} (relative); {len(wrong)} such places"
+        )

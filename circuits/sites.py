@@ -1,0 +1,37 @@
+"""Places in a transformer that can be read, replaced or frozen, under names of our own."""
+
+from typing import Literal, NamedTuple
+
+__all__ = ["DICTIONARY_SITES", "NormName", "Site", "SiteKind"]
+
+SiteKind = Literal[
+    "embed",  # token embedding as it enters the residual stream
+    "resid_pre",
+    "resid_post",
+    "attn_out",  # what attention adds to the residual stream
+    "mlp_in",  # what the MLP reads: normalised, with gain and bias
+    "mlp_raw_out",  # the MLP's output before any post-norm (Gemma); a transcoder's target
+    "mlp_out",  # what the MLP adds to the residual stream
+    "pattern",  # attention probabilities [batch, head, query, key]
+    "ln1_scale",  # norm denominators [batch, pos, 1]
+    "ln2_scale",
+    "ln1_post_scale",
+    "ln2_post_scale",
+    "final_scale",
+    "unembed_in",  # what the unembedding reads
+]
+NormName = Literal["ln1", "ln2", "ln1_post", "ln2_post", "final"]
+
+
+class Site(NamedTuple):
+    """One place: a kind and a layer (0 for the three places outside the blocks)."""
+
+    kind: SiteKind
+    layer: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind}{self.layer}"
+
+
+DICTIONARY_SITES: tuple[SiteKind, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+"""Where an SAE may sit; a transcoder reads `mlp_in` and writes `mlp_raw_out`."""

@@ -1,0 +1,268 @@
+"""The spliced model: dictionaries put into a transformer as replacement layers.
+
+Three modes (design, section 2.2): `replace` lets the reconstruction go on (except at BOS, where
+dictionaries are not trained and the true value goes on), `exact` adds the error back so that logits
+are the original's, `frozen` also holds attention patterns, norm denominators and unreplaced MLPs at
+one prompt, so that everything between dictionaries is affine.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.dictionaries import SAE, Dictionary, Transcoder
+from circuits.interventions import Intervention, intervene
+from circuits.sites import Site
+from circuits.subject import Edit, SubjectModel
+
+__all__ = ["FrozenState", "Mode", "Placement", "SplicedModel", "SplicedRun", "site_name"]
+
+Mode = Literal["replace", "exact", "frozen"]
+
+
+def site_name(site: Site) -> str:
+    """The name of a dictionary's place in node tables: `mlp` for transcoders, else the kind."""
+    return "mlp" if site.kind == "mlp_raw_out" else site.kind
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One dictionary in its place."""
+
+    dictionary: Dictionary
+    read: Site
+    write: Site
+
+
+@dataclass(frozen=True)
+class SplicedRun:
+    """What one forward pass of a spliced model gave; dictionaries are keyed by their write site."""
+
+    logits: Float[Tensor, "batch pos d_vocab"]
+    pre_activations: dict[Site, Float[Tensor, "batch pos feature"]]
+    activations: dict[Site, Float[Tensor, "batch pos feature"]]
+
+
+@dataclass(frozen=True)
+class FrozenState:
+    """Everything held at some prompts: the original model's value at every site, the features of
+    the dictionaries, and their errors (what each missed).
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    logits: Float[Tensor, "batch pos d_vocab"]
+    values: dict[Site, Tensor]
+    pre_activations: dict[Site, Float[Tensor, "batch pos feature"]]
+    activations: dict[Site, Float[Tensor, "batch pos feature"]]
+    errors: dict[Site, Float[Tensor, "batch pos d_model"]]
+
+    @property
+    def n_pos(self) -> int:
+        return self.tokens.shape[1]
+
+
+class SplicedModel:
+    """A subject model with dictionaries in some of its layers.
+
+    Args:
+        model: the subject model.
+        dictionaries: keyed by layer (`2`), by name (`"mlp.2"`, `"resid_post.0"`) or by `Site`.
+
+    Raises:
+        ValueError: if a key names no place, widths disagree, or two dictionaries claim one place.
+    """
+
+    def __init__(
+        self,
+        model: SubjectModel,
+        dictionaries: Mapping[int | str | Site, Dictionary] | Mapping[str, Dictionary],
+    ) -> None:
+        self.model = model
+        self.placements: dict[Site, Placement] = {}
+        for key, dictionary in dictionaries.items():
+            placement = self._place(key, dictionary)
+            if placement.write in self.placements:
+                raise ValueError(f"two dictionaries at {placement.write}; give one a place")
+            self.placements[placement.write] = placement
+        for site in self.placements:
+            if site.kind == "mlp_out" and Site("mlp_raw_out", site.layer) in self.placements:
+                raise ValueError(
+                    f"layer {site.layer} has a transcoder and an SAE on its MLP's output; keep one"
+                )
+
+    def _place(self, key: int | str | Site, dictionary: Dictionary) -> Placement:
+        model, layer = self.model, _layer_of(key, dictionary)
+        if not 0 <= layer < model.n_layers:
+            raise ValueError(
+                f"{model.name!r} has layers 0 to {model.n_layers - 1}, got a dictionary for {key!r}"
+            )
+        if (dictionary.d_in, dictionary.d_out) != (model.d_model, model.d_model):
+            raise ValueError(
+                f"the dictionary for {key!r} reads width {dictionary.d_in} and writes width "
+                f"{dictionary.d_out}, but {model.name!r} has d_model {model.d_model}; "
+                "was it made for another model?"
+            )
+        placed = dictionary.to(dtype=model.dtype, device=model.device)
+        if not isinstance(placed, Transcoder | SAE):
+            raise ValueError(
+                f"want a Transcoder or an SAE for {key!r}, got {type(placed).__name__}"
+            )
+        read, write = placed.read_site(layer), placed.write_site(layer)
+        return Placement(placed, _canonical(read), _canonical(write))
+
+    def write_site(self, site: Site | str) -> Site:
+        """The placement that `site` names (`mlp.2` or a Site).
+
+        Raises:
+            ValueError: if no dictionary is there.
+        """
+        kind, layer = (site_name(site), site.layer) if isinstance(site, Site) else _split(site)
+        for write in self.placements:
+            if write == _canonical(Site("mlp_raw_out" if kind == "mlp" else kind, layer)):  # type: ignore[arg-type]
+                return write
+        names = ", ".join(f"{site_name(s)}.{s.layer}" for s in self.placements)
+        raise ValueError(f"no dictionary at {site!r}; there are {names or 'none'}")
+
+    def state(self, tokens: Int[Tensor, "batch pos"]) -> FrozenState:
+        """Run the original model once and keep everything that `frozen` mode holds."""
+        model = self.model
+        scales = model.scale_sites()
+        blocks = [
+            Site(kind, layer)
+            for layer in range(model.n_layers)
+            for kind in (
+                "resid_pre",
+                "resid_post",
+                "attn_out",
+                "mlp_in",
+                "mlp_raw_out",
+                "mlp_out",
+                "pattern",
+            )
+        ]
+        sites = [Site("embed"), *blocks, *scales, Site("unembed_in")]
+        # A fresh tensor at every denominator makes each norm compute in the model's own dtype.
+        logits, values = model.run(tokens, edits={s: torch.clone for s in scales}, capture=sites)
+        pre, post, errors = {}, {}, {}
+        for write, placement in self.placements.items():
+            x = values[placement.read]
+            pre[write] = placement.dictionary.pre_activations(x)
+            post[write] = placement.dictionary.activate(pre[write])
+            errors[write] = values[write] - placement.dictionary.decode(post[write], x)
+        return FrozenState(tokens, logits, values, pre, post, errors)
+
+    def run(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mode: Mode = "exact",
+        *,
+        interventions: Iterable[Intervention] = (),
+        state: FrozenState | None = None,
+        hold_features: bool = False,
+    ) -> SplicedRun:
+        """One forward pass through the spliced model.
+
+        Args:
+            tokens: token ids.
+            mode: see the module.
+            interventions: changes of feature activations. In `exact` mode only the *change* of the
+                features is added to the true output, so errors stay as they are.
+            state: for `frozen`: what is held; None holds this very prompt.
+            hold_features: for `frozen`: features keep their activations at `state` save for the
+                interventions, so that only direct effects remain.
+
+        Raises:
+            ValueError: if `state` or `hold_features` is given in another mode, if `state` holds
+                prompts of another shape, or if an intervention names no feature.
+        """
+        if mode != "frozen" and (state is not None or hold_features):
+            raise ValueError(f"state and hold_features belong to mode 'frozen', got mode {mode!r}")
+        if mode == "frozen" and state is None:
+            state = self.state(tokens)
+        if state is not None and state.tokens.shape != tokens.shape:
+            raise ValueError(
+                f"the held state is of tokens {tuple(state.tokens.shape)} [batch, pos], got tokens "
+                f"{tuple(tokens.shape)}; hold a state of the same shape"
+            )
+        changes: dict[Site, list[Intervention]] = {write: [] for write in self.placements}
+        for change in interventions:
+            changes[self.write_site(change.site)].append(change)
+        edits: dict[Site, Edit] = {} if state is None else self._held(state)
+        is_bos = (tokens == self.model.bos_token)[..., None]
+        seen: dict[Site, tuple[Tensor, Tensor]] = {}
+        inputs: dict[Site, Tensor] = {}
+
+        def remember(read: Site) -> Edit:
+            return lambda x: inputs.setdefault(read, x)
+
+        def splice(write: Site) -> Edit:
+            placement = self.placements[write]
+
+            def edit(y: Tensor) -> Tensor:
+                x = y if placement.read == write else inputs[placement.read]
+                z = placement.dictionary.pre_activations(x)
+                a = placement.dictionary.activate(z)
+                base = state.activations[write] if state is not None and hold_features else a
+                new = intervene(base, changes[write]) if changes[write] else base
+                seen[write] = (z, new)
+                if mode == "exact":
+                    return (
+                        y + (new - a) @ placement.dictionary.W_dec if changes[write] else y.clone()
+                    )
+                out = placement.dictionary.decode(new, x)
+                if state is not None:
+                    return out + state.errors[write]
+                return torch.where(is_bos, y + (new - a) @ placement.dictionary.W_dec, out)
+
+            return edit
+
+        for write, placement in self.placements.items():
+            if placement.read != write:
+                edits[placement.read] = remember(placement.read)
+            edits[write] = splice(write)
+        logits, _ = self.model.run(tokens, edits=edits)
+        return SplicedRun(
+            logits,
+            {write: z for write, (z, _) in seen.items()},
+            {write: a for write, (_, a) in seen.items()},
+        )
+
+    def _held(self, state: FrozenState) -> dict[Site, Edit]:
+        """Edits that hold patterns, denominators and unreplaced MLPs at `state`."""
+
+        def hold(site: Site) -> Edit:
+            return lambda _: state.values[site].clone()
+
+        layers = range(self.model.n_layers)
+        sites = [*self.model.scale_sites(), *(Site("pattern", layer) for layer in layers)]
+        sites += [s for layer in layers if (s := Site("mlp_raw_out", layer)) not in self.placements]
+        return {site: hold(site) for site in sites}
+
+
+def _canonical(site: Site) -> Site:
+    """The residual stream between two blocks has one name: `resid_post` of the lower one."""
+    if site.kind == "resid_pre" and site.layer > 0:
+        return Site("resid_post", site.layer - 1)
+    return site
+
+
+def _layer_of(key: int | str | Site, dictionary: Dictionary) -> int:
+    """The layer a key names; a key that also names a site must name the dictionary's own."""
+    if isinstance(key, int):
+        return key
+    kind, layer = (site_name(key), key.layer) if isinstance(key, Site) else _split(key)
+    own = "mlp" if isinstance(dictionary, Transcoder) else getattr(dictionary, "site", None)
+    if kind != own:
+        raise ValueError(f"a dictionary of site {own!r} was given for {key!r}; use {own}.{layer}")
+    return layer
+
+
+def _split(key: str) -> tuple[str, int]:
+    site, _, layer = key.rpartition(".")
+    if not site or not layer.isdigit():
+        raise ValueError(f"dictionary keys look like 'mlp.2' or 2, got {key!r}")
+    return site, int(layer)

@@ -1,0 +1,334 @@
+"""The subject model: one adapter over transformer-lens' TransformerBridge in raw mode.
+
+The only module that knows a transformer-lens name. Everything else speaks of `Site`s.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.sites import NormName, Site, SiteKind
+
+__all__ = ["Edit", "Heads", "Norm", "SubjectModel"]
+
+Edit = Callable[[Tensor], Tensor]
+
+_HOOKS: dict[SiteKind, str] = {
+    "embed": "embed.hook_out",
+    "resid_pre": "blocks.{}.hook_resid_pre",
+    "resid_post": "blocks.{}.hook_resid_post",
+    "attn_out": "blocks.{}.hook_attn_out",
+    "mlp_in": "blocks.{}.mlp.hook_in",
+    "mlp_raw_out": "blocks.{}.mlp.hook_out",
+    "mlp_out": "blocks.{}.hook_mlp_out",
+    "pattern": "blocks.{}.attn.hook_pattern",
+    "ln1_scale": "blocks.{}.ln1.hook_scale",
+    "ln2_scale": "blocks.{}.ln2.hook_scale",
+    "ln1_post_scale": "blocks.{}.ln1_post.hook_scale",
+    "ln2_post_scale": "blocks.{}.ln2_post.hook_scale",
+    "final_scale": "ln_final.hook_scale",
+    "unembed_in": "unembed.hook_in",
+}
+
+
+_ORDER: tuple[SiteKind, ...] = tuple(_HOOKS)
+
+
+def _moment(site: Site) -> tuple[int, int]:
+    """Sites of one layer in the order of computation: two may share a hook, which runs edits in
+    the order of registration (`mlp_raw_out` is `mlp_out` where there is no post-norm)."""
+    return site.layer, _ORDER.index(site.kind)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm with its denominator held: `out = gain * (x - centred * mean(x)) / scale + bias`."""
+
+    gain: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"]
+    centred: bool
+
+    def linear(
+        self, x: Float[Tensor, "*rest d_model"], scale: Float[Tensor, "*#rest 1"]
+    ) -> Float[Tensor, "*rest d_model"]:
+        """The linear part: everything but the bias."""
+        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        return x / scale * self.gain
+
+    def adjoint(
+        self, g: Float[Tensor, "*rest d_model"], scale: Float[Tensor, "*#rest 1"]
+    ) -> Float[Tensor, "*rest d_model"]:
+        """Carry a gradient at the norm's output to its input: the transpose of `linear`."""
+        g = g * self.gain / scale
+        return g - g.mean(-1, keepdim=True) if self.centred else g
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Value and output weights of one layer, one entry a *query* head (grouped heads expanded)."""
+
+    W_V: Float[Tensor, "head d_model d_head"]
+    W_O: Float[Tensor, "head d_head d_model"]
+    b_V: Float[Tensor, "head d_head"]
+    b_O: Float[Tensor, " d_model"]
+
+
+class SubjectModel:
+    """A causal language model that can be read, edited and frozen at every `Site`.
+
+    Args:
+        bridge: a TransformerBridge in raw mode; its parameters are frozen here.
+        tokenizer: a Hugging Face tokenizer, or None to work on token ids alone.
+        name: how the model is called in files and messages.
+        prepend_bos: whether `tokenize` puts the BOS token first; None does what the tokenizer does.
+
+    Raises:
+        ValueError: if `prepend_bos` is asked of a tokenizer that has no BOS token.
+    """
+
+    def __init__(
+        self, bridge: Any, tokenizer: Any, name: str, prepend_bos: bool | None = None
+    ) -> None:
+        if prepend_bos and tokenizer is not None and tokenizer.bos_token_id is None:
+            raise ValueError(f"the tokenizer of {name!r} has no BOS token; leave prepend_bos unset")
+        self._bridge = bridge.eval()
+        for parameter in bridge.parameters():
+            parameter.requires_grad_(False)
+        cfg = bridge.cfg
+        self.name = name
+        self.tokenizer = tokenizer
+        self.prepend_bos = prepend_bos
+        self.n_layers: int = cfg.n_layers
+        self.d_model: int = cfg.d_model
+        self.d_vocab: int = bridge.W_E.shape[0]
+        self.n_ctx: int = cfg.n_ctx
+        self.n_heads: int = cfg.n_heads
+        self.parallel: bool = bool(cfg.parallel_attn_mlp)
+        self.logit_softcap: float = max(float(cfg.output_logits_soft_cap or 0.0), 0.0)
+        self._heads = lru_cache(maxsize=None)(self._read_heads)
+
+    @classmethod
+    def from_transformers(
+        cls,
+        hf_model: Any,
+        tokenizer: Any = None,
+        name: str = "local",
+        prepend_bos: bool | None = None,
+    ) -> "SubjectModel":
+        """Wrap an in-memory transformers model. Wrapping changes `hf_model`: save it before."""
+        from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+        hf_model.eval().requires_grad_(False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            bridge = build_bridge_from_module(
+                hf_model, type(hf_model).__name__, hf_config=hf_model.config, model_name=name
+            )
+        return cls(bridge, tokenizer, name, prepend_bos)
+
+    @property
+    def bos_token(self) -> int:
+        """The id of BOS, or -1 where there is no tokenizer or it has none."""
+        bos = None if self.tokenizer is None else self.tokenizer.bos_token_id
+        return -1 if bos is None else bos
+
+    @property
+    def device(self) -> torch.device:
+        return self.W_E.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.W_E.dtype
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        return self._bridge.W_E.detach()
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        return self._bridge.W_U.detach()
+
+    @property
+    def b_U(self) -> Float[Tensor, " d_vocab"]:
+        bias = getattr(self._bridge, "b_U", None)
+        return self.W_U.new_zeros(self.d_vocab) if bias is None else bias.detach()
+
+    def norm(self, name: NormName, layer: int = 0) -> Norm | None:
+        """The norm called `name`, or None where the architecture has none there."""
+        owner = self._bridge if name == "final" else self._bridge.blocks[layer]
+        module = getattr(owner, "ln_final" if name == "final" else name, None)
+        if module is None:
+            return None
+        gain = module.weight.detach()
+        gain = 1 + gain if module.uses_weight_offset else gain
+        bias = None if module.uses_rms_norm else module.original_component.bias
+        bias = torch.zeros_like(gain) if bias is None else bias.detach()
+        return Norm(gain, bias, not module.uses_rms_norm)
+
+    def heads(self, layer: int) -> Heads:
+        """Value and output weights of `layer`, expanded to query heads and cached."""
+        return self._heads(layer)
+
+    def _read_heads(self, layer: int) -> Heads:
+        attention = self._bridge.blocks[layer].attn
+        W_O, W_V = attention.W_O.detach(), attention.W_V.detach()
+        repeats = W_O.shape[0] // W_V.shape[0]
+        b_V = W_V.new_zeros(W_V.shape[0], W_V.shape[2]) if attention.b_V is None else attention.b_V
+        b_O = W_O.new_zeros(self.d_model) if attention.b_O is None else attention.b_O.detach()
+        return Heads(
+            W_V.repeat_interleave(repeats, 0), W_O, b_V.detach().repeat_interleave(repeats, 0), b_O
+        )
+
+    def scale_sites(self) -> list[Site]:
+        """Every norm denominator that must be held for the frozen model to be affine."""
+        kinds: tuple[SiteKind, ...] = ("ln1_scale", "ln2_scale", "ln1_post_scale", "ln2_post_scale")
+        sites = [Site(kind, layer) for layer in range(self.n_layers) for kind in kinds]
+        live = [s for s in sites if _HOOKS[s.kind].format(s.layer) in self._bridge.hook_dict]
+        return [*live, Site("final_scale")]
+
+    def run(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        edits: Mapping[Site, Edit] | None = None,
+        capture: Iterable[Site] = (),
+    ) -> tuple[Float[Tensor, "batch pos d_vocab"], dict[Site, Tensor]]:
+        """One forward pass.
+
+        Args:
+            tokens: token ids.
+            edits: what goes on at a site, as a function of what arrived there.
+            capture: sites whose values, *after* any edit, are returned.
+
+        Returns:
+            Logits, and the captured values with their batch axis.
+        """
+        captured: dict[Site, Tensor] = {}
+        edits = edits or {}
+
+        def hook_at(site: Site, edit: Edit | None, keep: bool) -> Callable[..., Tensor | None]:
+            def hook(value: Tensor, hook: Any) -> Tensor | None:
+                if edit is None:
+                    new = value
+                else:
+                    new = edit(value)
+                    # Some norms tell an edit from its absence by identity, so a denominator that
+                    # was changed in place would be ignored.
+                    new = new.clone() if new is value else new
+                if keep:
+                    captured[site] = new
+                return None if edit is None else new
+
+            return hook
+
+        keep = set(capture)
+        hooks = [
+            (_HOOKS[site.kind].format(site.layer), hook_at(site, edits.get(site), site in keep))
+            for site in sorted(keep | set(edits), key=_moment)
+        ]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="A forward hook edited hook_scale")
+            logits = self._bridge.run_with_hooks(tokens, fwd_hooks=hooks, use_cache=False)
+        return logits, captured
+
+    def extend(
+        self, tokens: Int[Tensor, "batch pos"], cache: Any = None
+    ) -> tuple[Float[Tensor, "batch d_vocab"], Any]:
+        """Read `tokens` after those in `cache`, as text generation does.
+
+        Args:
+            tokens: token ids that follow what the cache has seen.
+            cache: what the previous call returned, or None at the start.
+
+        Returns:
+            Logits of the token that comes next, and the cache to go on from.
+        """
+        out = self._bridge.original_model(tokens, past_key_values=cache, use_cache=True)
+        return out.logits[:, -1], out.past_key_values
+
+    def tokenize(self, prompt: str) -> Int[Tensor, " pos"]:
+        """Token ids of `prompt`, with or without BOS in front as `prepend_bos` says.
+
+        Raises:
+            ValueError: if there is no tokenizer, the prompt is empty, or it is too long.
+        """
+        if self.tokenizer is None:
+            raise ValueError(
+                f"model {self.name!r} has no tokenizer; pass token ids instead of text"
+            )
+        if not prompt:
+            raise ValueError("the prompt is empty; write at least one word")
+        ids = list(self.tokenizer(prompt).input_ids)
+        bos = self.tokenizer.bos_token_id
+        if self.prepend_bos is not None and bos is not None:
+            ids = ids[1:] if ids[:1] == [bos] else ids
+            ids = [bos, *ids] if self.prepend_bos else ids
+        return self.check_tokens(torch.tensor(ids, dtype=torch.long))
+
+    def check_tokens(self, tokens: Int[Tensor, " pos"]) -> Int[Tensor, " pos"]:
+        """Return `tokens`, on the model's device, if the model can read them.
+
+        Raises:
+            ValueError: if there are none, too many, or one is outside the vocabulary.
+        """
+        if tokens.ndim != 1 or tokens.numel() == 0:
+            raise ValueError(f"want a 1-D tensor of token ids, got shape {tuple(tokens.shape)}")
+        if tokens.numel() > self.n_ctx:
+            raise ValueError(
+                f"the prompt has {tokens.numel()} tokens but {self.name!r} reads at most "
+                f"{self.n_ctx}; shorten it"
+            )
+        if tokens.min() < 0 or tokens.max() >= self.d_vocab:
+            raise ValueError(
+                f"token ids must be in [0, {self.d_vocab}), got {int(tokens.min())} to "
+                f"{int(tokens.max())}; was another tokenizer used?"
+            )
+        return tokens.to(self.device)
+
+    def token_strings(self, tokens: Sequence[int] | Int[Tensor, " pos"]) -> tuple[str, ...]:
+        """Each token as text, or as its id where there is no tokenizer."""
+        ids = [int(t) for t in tokens]
+        if self.tokenizer is None:
+            return tuple(str(i) for i in ids)
+        pieces = self.tokenizer.convert_ids_to_tokens(ids)
+        return tuple(
+            str(i) if piece is None else _piece_text(self.tokenizer, piece)
+            for piece, i in zip(pieces, ids, strict=True)
+        )
+
+    def single_token(self, text: str) -> int:
+        """The id of `text` if it is one token as a continuation (no BOS).
+
+        Raises:
+            ValueError: if it is several tokens, or none.
+        """
+        ids = self.continuation(text)
+        if len(ids) != 1:
+            raise ValueError(f"{text!r} is {len(ids)} tokens for {self.name!r}; want exactly one")
+        return ids[0]
+
+    def continuation(self, text: str) -> list[int]:
+        """Token ids of `text` as it continues a prompt: no BOS, and no space added in front."""
+        if self.tokenizer is None:
+            raise ValueError(
+                f"model {self.name!r} has no tokenizer; pass token ids instead of text"
+            )
+        anchor = self.tokenizer("a", add_special_tokens=False).input_ids
+        ids = self.tokenizer("a" + text, add_special_tokens=False).input_ids
+        if ids[: len(anchor)] == anchor:
+            return ids[len(anchor) :]
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+
+def _piece_text(tokenizer: Any, piece: str) -> str:
+    """A vocabulary entry as text; byte-level pieces that are not whole characters stay raw."""
+    if "▁" in piece:  # SentencePiece, whose decoder would drop a leading space
+        return piece.replace("▁", " ")
+    text = tokenizer.convert_tokens_to_string([piece])
+    return text if text and "\N{REPLACEMENT CHARACTER}" not in text else piece
