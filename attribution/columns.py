@@ -1,0 +1,115 @@
+"""The columns of an attribution matrix: every source of the frozen model and its vector.
+
+Input-dependent: which features are active, and what the errors and held MLPs are, at one prompt.
+"""
+
+from dataclasses import dataclass, field
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attribution.nodes import Node
+from circuits.sites import Site
+from circuits.spliced import FrozenState, SplicedModel, site_name
+
+__all__ = ["Columns", "FeatureColumns", "index_columns"]
+
+
+@dataclass(frozen=True)
+class FeatureColumns:
+    """The active features of one dictionary, one entry a position (lengths differ)."""
+
+    features: list[Int[Tensor, " _"]]
+    activations: list[Float[Tensor, " _"]]
+    starts: list[int]
+
+
+@dataclass
+class Columns:
+    """Where each source's column is; per-position blocks (tokens, errors, ...) start at one."""
+
+    nodes: list[Node] = field(default_factory=list)
+    features: dict[Site, FeatureColumns] = field(default_factory=dict)
+    blocks: dict[tuple[str, Site], int] = field(default_factory=dict)
+    biases: dict[str, int] = field(default_factory=dict)
+
+
+def index_columns(spliced: SplicedModel, state: FrozenState) -> Columns:
+    """Lay out the columns: tokens, positions, features, errors, held MLPs, biases."""
+    model, columns = spliced.model, Columns()
+    _add_inputs(columns, state)
+    for write in _in_order(spliced):
+        _add_features(columns, write, state.activations[write][0])
+    for write in _in_order(spliced):
+        _add_block(columns, "error", write, state.n_pos)
+    for layer in range(model.n_layers):
+        if (site := Site("mlp_raw_out", layer)) not in spliced.placements:
+            _add_block(columns, "sublayer", site, state.n_pos)
+    for layer in range(model.n_layers):
+        _add_bias(columns, f"attn{layer}", "attn", layer)
+        _add_bias(columns, f"mlp{layer}", "mlp", layer)
+    for write in _in_order(spliced):
+        if write.kind != "mlp_raw_out":
+            _add_bias(columns, str(write), site_name(write), write.layer)
+    _add_bias(columns, "final", "final", model.n_layers)
+    _add_bias(columns, "target", "target", -1)
+    return columns
+
+
+def _in_order(spliced: SplicedModel) -> list[Site]:
+    order = ("resid_pre", "attn_out", "mlp_raw_out", "mlp_out", "resid_post")
+    return sorted(spliced.placements, key=lambda site: (site.layer, order.index(site.kind)))
+
+
+def _add_inputs(columns: Columns, state: FrozenState) -> None:
+    embed = Site("embed")
+    columns.blocks["token", embed] = len(columns.nodes)
+    for pos, token in enumerate(state.tokens[0].tolist()):
+        columns.nodes.append(
+            Node(kind="token", layer=-1, site="embed", pos=pos, feature=token, activation=1.0)
+        )
+    if position_vectors(state).any():
+        columns.blocks["position", embed] = len(columns.nodes)
+        for pos in range(state.n_pos):
+            columns.nodes.append(
+                Node(kind="position", layer=-1, site="embed", pos=pos, activation=1.0)
+            )
+
+
+def position_vectors(state: FrozenState) -> Float[Tensor, "pos d_model"]:
+    """What enters the residual stream besides the token embedding (zero with rotary positions)."""
+    return (state.values[Site("resid_pre", 0)] - state.values[Site("embed")])[0]
+
+
+def _add_features(columns: Columns, write: Site, activations: Float[Tensor, "pos feature"]) -> None:
+    features, values, starts = [], [], []
+    for pos, row in enumerate(activations):
+        active = row.nonzero()[:, 0]
+        starts.append(len(columns.nodes))
+        features.append(active)
+        values.append(row[active])
+        columns.nodes.extend(
+            Node(
+                kind="feature",
+                layer=write.layer,
+                site=site_name(write),
+                pos=pos,
+                feature=feature,
+                activation=value,
+            )
+            for feature, value in zip(active.tolist(), row[active].tolist(), strict=True)
+        )
+    columns.features[write] = FeatureColumns(features, values, starts)
+
+
+def _add_block(columns: Columns, kind: str, site: Site, n_pos: int) -> None:
+    columns.blocks[kind, site] = len(columns.nodes)
+    columns.nodes.extend(
+        Node(kind=kind, layer=site.layer, site=site_name(site), pos=pos)  # type: ignore[arg-type]
+        for pos in range(n_pos)
+    )
+
+
+def _add_bias(columns: Columns, key: str, site: str, layer: int) -> None:
+    columns.biases[key] = len(columns.nodes)
+    columns.nodes.append(Node(kind="bias", layer=layer, site=site, pos=-1))

@@ -1,0 +1,66 @@
+"""Direct logit attribution: what a feature promotes and suppresses. Input-invariant."""
+
+import einops
+from jaxtyping import Float
+from torch import Tensor
+
+from attribution.deembedding import check_feature, fold_norm
+from circuits.spliced import Placement, SplicedModel
+from circuits.subject import Norm, SubjectModel
+
+__all__ = ["direct_logit_attribution", "promoted_and_suppressed"]
+
+
+def direct_logit_attribution(
+    decoder: Float[Tensor, "feature d_model"],
+    W_U: Float[Tensor, "d_model d_vocab"],
+    final_norm: Norm,
+) -> Float[Tensor, "feature d_vocab"]:
+    """Each feature's direct push on each logit, per unit of activation, before the norm's division.
+
+        dla[f, v] = <decoder[f], gain * W_U[:, v] (mean removed for a LayerNorm)>
+
+    Divide by the final norm's denominator at a position for the push on that prompt. Only the
+    path decoder -> residual stream -> final norm -> unembedding.
+
+    Args:
+        decoder: what the features write into the residual stream.
+        W_U: unembedding.
+        final_norm: the norm before it; its bias is constant and left out.
+    """
+    reader = fold_norm(W_U.T, final_norm)
+    return einops.einsum(decoder, reader, "feature d_model, d_vocab d_model -> feature d_vocab")
+
+
+def promoted_and_suppressed(
+    spliced: SplicedModel, site: str, feature: int, *, top: int = 5
+) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+    """The tokens whose logits one feature raises most and lowers most, relative to the mean token.
+
+    Where a post-norm follows (Gemma), its gain is applied and its division is not.
+
+    Raises:
+        ValueError: if there is no such dictionary or feature.
+    """
+    model, placement = spliced.model, spliced.placements[spliced.write_site(site)]
+    check_feature(placement.dictionary, feature)
+    norm = model.norm("final")
+    assert norm is not None
+    decoder = _written(model, placement)[[feature]]
+    dla = direct_logit_attribution(decoder, model.W_U, norm)[0]
+    dla = dla - dla.mean()
+
+    def named(largest: bool) -> list[tuple[str, float]]:
+        values, ids = dla.topk(min(top, model.d_vocab), largest=largest)
+        return list(zip(model.token_strings(ids), values.tolist(), strict=True))
+
+    return named(largest=True), named(largest=False)
+
+
+def _written(model: SubjectModel, placement: Placement) -> Float[Tensor, "feature d_model"]:
+    """What each feature adds to the residual stream, up to a post-norm's denominator."""
+    decoder = placement.dictionary.W_dec
+    if placement.write.kind != "mlp_raw_out":
+        return decoder
+    post = model.norm("ln2_post", placement.write.layer)
+    return decoder if post is None else post.linear(decoder, decoder.new_ones(1))
