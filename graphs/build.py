@@ -1,0 +1,143 @@
+"""From traces to circuit graphs: one prompt, or the mean over several aligned prompts.
+
+Input-dependent: every number comes from a forward pass.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from attribution.nodes import Node, NodeTable
+from attribution.trace import Trace
+from graphs.circuit_graph import CircuitGraph, GraphMetadata
+
+__all__ = ["average_graphs", "build_graph"]
+
+
+def build_graph(trace: Trace) -> CircuitGraph:
+    """Turn every nonzero edge of a trace into an edge of a graph.
+
+    Returns:
+        Nodes are the union of sources (first, in their order) and targets, one a `Node.id`; where
+        both have a record the source's is kept, with its activation. Attributions as in the trace.
+    """
+    nodes = NodeTable(_union([trace.sources, trace.targets]))
+    target, source = trace.edges.nonzero(as_tuple=True)
+    return CircuitGraph(
+        nodes=nodes,
+        edge_target=_rows(trace.targets, nodes)[target.cpu()],
+        edge_source=_rows(trace.sources, nodes)[source.cpu()],
+        edge_attribution=trace.edges[target, source].detach().cpu(),
+        metadata=GraphMetadata(
+            model=trace.model_name,
+            prompt="".join(trace.token_strings),
+            tokens=trace.token_strings,
+            n_layers=trace.n_layers,
+            target=", ".join(node.site for node in trace.targets if node.kind == "output"),
+        ),
+    )
+
+
+def average_graphs(graphs: Sequence[CircuitGraph]) -> CircuitGraph:
+    """The mean graph of several position-aligned prompts.
+
+        edge[t, s] = sum over graphs of edge_g[t, s] / number of graphs, an absent edge being 0
+
+    Args:
+        graphs: of one model, with equally many tokens; nodes with the same id are one node.
+
+    Returns:
+        A node's activation is its mean over the graphs in which it occurs. A token node or label
+        that differs between prompts shows the alternatives and loses its vocabulary id. An edge
+        whose mean is exactly zero is absent.
+
+    Raises:
+        ValueError: if there is no graph, or they differ in model, layers, length or target.
+    """
+    _check_aligned(graphs)
+    nodes = NodeTable([_merge(same) for same in _by_id(graphs)])
+    target = torch.cat([_rows(g.nodes, nodes)[g.edge_target] for g in graphs])
+    source = torch.cat([_rows(g.nodes, nodes)[g.edge_source] for g in graphs])
+    values = torch.cat([g.edge_attribution for g in graphs])
+    key, edge = (target * len(nodes) + source).unique(return_inverse=True)
+    total = torch.zeros(len(key), dtype=torch.float64).index_add(0, edge, values.double())
+    mean = (total / len(graphs)).to(values.dtype)
+    key, mean = key[mean != 0], mean[mean != 0]
+    return CircuitGraph(
+        nodes=nodes,
+        edge_target=key // len(nodes),
+        edge_source=key % len(nodes),
+        edge_attribution=mean,
+        metadata=_mean_metadata([graph.metadata for graph in graphs]),
+    )
+
+
+def _union(tables: Iterable[NodeTable]) -> list[Node]:
+    """Every node once, in order of first appearance, as the first table that has it records it."""
+    first: dict[str, Node] = {}
+    for table in tables:
+        for node in table:
+            first.setdefault(node.id, node)
+    return list(first.values())
+
+
+def _rows(table: NodeTable, nodes: NodeTable) -> Int[Tensor, " row"]:
+    """Row in `nodes` of every node of `table`."""
+    return torch.tensor([nodes.row(node.id) for node in table], dtype=torch.long)
+
+
+def _by_id(graphs: Sequence[CircuitGraph]) -> list[list[Node]]:
+    """The records of every node, in order of first appearance."""
+    records: dict[str, list[Node]] = {}
+    for graph in graphs:
+        for node in graph.nodes:
+            records.setdefault(node.id, []).append(node)
+    return list(records.values())
+
+
+def _merge(records: list[Node]) -> Node:
+    activation = sum(node.activation for node in records) / len(records)
+    feature = records[0].feature if len({node.feature for node in records}) == 1 else -1
+    return records[0].model_copy(update={"activation": activation, "feature": feature})
+
+
+def _check_aligned(graphs: Sequence[CircuitGraph]) -> None:
+    if not graphs:
+        raise ValueError("average_graphs needs at least one graph, got none; trace a prompt first")
+    kinds = [(g.metadata.model, g.metadata.n_layers, len(g.metadata.tokens)) for g in graphs]
+    for index, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            raise ValueError(
+                "graphs to average must share model, n_layers and number of tokens; graph 0 has "
+                f"{kinds[0]}, graph {index} has {kind}; average each template by itself"
+            )
+    outputs = [sorted(node.id for node in graph.outputs) for graph in graphs]
+    for index, ids in enumerate(outputs):
+        if ids != outputs[0]:
+            raise ValueError(
+                f"graphs to average must share their outputs; graph 0 has {outputs[0]}, graph "
+                f"{index} has {ids}; give the target one name for all prompts"
+            )
+
+
+def _mean_metadata(records: list[GraphMetadata]) -> GraphMetadata:
+    first = records[0]
+    if len(records) == 1:
+        return first
+    return GraphMetadata(
+        model=first.model,
+        prompt=f"mean over {len(records)} prompts, the first: {first.prompt}",
+        tokens=tuple(
+            _merge_tokens(same) for same in zip(*(r.tokens for r in records), strict=True)
+        ),
+        n_layers=first.n_layers,
+        target=first.target,
+        notes=first.notes | {"n_prompts": str(len(records))},
+    )
+
+
+def _merge_tokens(alternatives: tuple[str, ...]) -> str:
+    distinct = list(dict.fromkeys(alternatives))
+    return "|".join(distinct) if len(distinct) <= 2 else f"{distinct[0]}|{distinct[1]}|…"

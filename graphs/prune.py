@@ -1,0 +1,31 @@
+"""One door to every pruning algorithm: `prune(graph, method=...)`."""
+
+from collections.abc import Callable, Mapping
+
+from graphs.circuit_graph import CircuitGraph
+from graphs.prune_acdc import prune_acdc
+from graphs.prune_influence import prune_influence
+
+__all__ = ["METHODS", "prune"]
+
+METHODS: Mapping[str, Callable[..., CircuitGraph]] = {
+    "acdc": prune_acdc,
+    "influence": prune_influence,
+}
+"""Every method: a graph and keyword options in, a smaller graph out. One algorithm per file."""
+
+
+def prune(graph: CircuitGraph, method: str = "influence", **options: object) -> CircuitGraph:
+    """Prune `graph` with the named method.
+
+    Args:
+        graph: any circuit graph; it is untouched.
+        method: a key of `METHODS`.
+        options: keyword arguments of that method, such as `node_threshold`.
+
+    Raises:
+        ValueError: if there is no such method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {sorted(METHODS)}, got {method!r}; choose one")
+    return METHODS[method](graph, **options)

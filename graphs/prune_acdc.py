@@ -1,0 +1,92 @@
+"""ACDC over nodes: walk from the output back, drop what can be patched without harm.
+
+Conmy et al. 2023, over features, errors, tokens and unreplaced sublayers of the live spliced model
+(not over edges): a node stays only if patching it worsens the score by at least the threshold.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from attribution.nodes import Node
+from graphs.circuit_graph import CircuitGraph
+from graphs.prune_notes import note_pruning
+from graphs.scorer import is_candidate
+
+__all__ = ["NodeScore", "acdc_order", "prune_acdc", "removable"]
+
+NodeScore = Callable[[Bool[Tensor, "circuit node"]], Float[Tensor, " circuit"]]
+"""Score of several circuits, each a row of flags over the graph's nodes; lower is better."""
+
+
+def acdc_order(graph: CircuitGraph) -> list[int]:
+    """Rows of the patchable nodes, output side first: by layer, site and position, descending."""
+    height = {"resid_pre": 0, "attn_out": 1, "mlp": 2, "mlp_out": 2, "resid_post": 3}
+
+    def key(row: int) -> tuple[int, int, int, int]:
+        node: Node = graph.nodes[row]
+        return (-node.layer, -height.get(node.site, -1), -node.pos, row)
+
+    return sorted((i for i, node in enumerate(graph.nodes) if is_candidate(node)), key=key)
+
+
+def removable(
+    order: list[int], kept: Bool[Tensor, " node"], *, score: NodeScore, threshold: float, batch: int
+) -> Bool[Tensor, " node"]:
+    """The sequential algorithm's answer, with removals tried many at a time.
+
+    Visiting `order`, node v is removed if `score(current - v) - score(current) < threshold`, and
+    then `current - v` becomes current. A batch holds the circuits that follow if every removal is
+    accepted; the first refusal discards the rest of the batch, so the answer is exactly the
+    sequential one while runs of acceptances cost one call.
+
+    Returns:
+        Flags of the nodes that stay.
+    """
+    current = kept.clone()
+    (best,) = score(current[None]).tolist()
+    at, size = 0, 1
+    while at < len(order):
+        chunk = order[at : at + size]
+        tried = current.repeat(len(chunk), 1)
+        for i, row in enumerate(chunk):
+            tried[i:, row] = False
+        scores = score(tried).tolist()
+        accepted = 0
+        for value in scores:
+            if not value - best < threshold:
+                break
+            best, accepted = value, accepted + 1
+        if accepted:
+            current = tried[accepted - 1].clone()
+        refused = accepted < len(chunk)
+        at += accepted + refused
+        size = max(1, accepted) if refused else min(batch, 2 * size)
+    return current
+
+
+def prune_acdc(
+    graph: CircuitGraph, *, score: NodeScore, threshold: float, batch: int = 16
+) -> CircuitGraph:
+    """Drop every node whose patching worsens `score` by less than `threshold`.
+
+    Args:
+        graph: any circuit graph; what it lacks is patched from the start.
+        score: for example the KL divergence to the model, from `CircuitRunner`.
+        threshold: in the units of the score (nats for KL).
+        batch: circuits scored in one call.
+
+    Returns:
+        The graph on the kept nodes: outputs and all that feeds them. Biases and positions, which
+        are the same on every prompt, stay where they feed something that stays.
+
+    Raises:
+        ValueError: if `threshold` is negative or `batch` is not positive.
+    """
+    if threshold < 0 or batch < 1:
+        raise ValueError(f"want threshold >= 0 and batch >= 1, got {threshold} and {batch}")
+    everything = torch.ones(graph.n_nodes, dtype=torch.bool)
+    kept = removable(acdc_order(graph), everything, score=score, threshold=threshold, batch=batch)
+    return note_pruning(graph, graph.select(kept), f"ACDC over nodes (threshold {threshold:g})")

@@ -1,0 +1,103 @@
+"""From a set of nodes to logits: circuits of a graph run on the live spliced model.
+
+Position-aligned prompts share one node table, so one circuit is tested on all of them.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from attribution.nodes import Node
+from circuits.patching import Keep, NodeValues, patch_values, run_patched
+from circuits.sites import Site
+from circuits.spliced import FrozenState, SplicedModel, site_name
+
+__all__ = ["CircuitRunner", "is_candidate"]
+
+
+def is_candidate(node: Node) -> bool:
+    """Whether a node can be patched: positions, biases and outputs are the same on every prompt."""
+    return node.kind in ("feature", "error", "sublayer", "token")
+
+
+@dataclass(frozen=True, eq=False)
+class CircuitRunner:
+    """Runs circuits on clean prompts with the rest patched from corrupted ones.
+
+    Args:
+        spliced: the model with its dictionaries.
+        clean: the prompts, all of one length.
+        corrupted: their counterparts, row by row.
+    """
+
+    spliced: SplicedModel
+    clean: FrozenState
+    other: NodeValues
+    empty_logits: Float[Tensor, "batch d_vocab"] = field(repr=False)
+
+    @classmethod
+    def on_prompts(
+        cls,
+        spliced: SplicedModel,
+        clean: Int[Tensor, "batch pos"],
+        corrupted: Int[Tensor, "batch pos"],
+    ) -> "CircuitRunner":
+        """Hold both sets of prompts.
+
+        Raises:
+            ValueError: if they differ in number or length.
+        """
+        if clean.shape != corrupted.shape:
+            raise ValueError(
+                f"clean and corrupted prompts must line up token by token, got shapes "
+                f"{tuple(clean.shape)} and {tuple(corrupted.shape)}"
+            )
+        with torch.no_grad():
+            state, other = spliced.state(clean), spliced.state(corrupted)
+            return cls(spliced, state, patch_values(spliced, other), other.logits[:, -1])
+
+    @property
+    def full_logits(self) -> Float[Tensor, "batch d_vocab"]:
+        """The original model's logits at the last position of the clean prompts."""
+        return self.clean.logits[:, -1]
+
+    def logits(
+        self, nodes: Sequence[Node], kept: Bool[Tensor, "circuit node"]
+    ) -> Float[Tensor, "circuit batch d_vocab"]:
+        """Last-position logits of several circuits, each a row of flags over `nodes`.
+
+        Whatever is not among the kept nodes is patched.
+        """
+        with torch.no_grad():
+            logits = run_patched(self.spliced, self.clean, self.other, self._masks(nodes, kept))
+        return logits[:, :, -1]
+
+    def _masks(self, nodes: Sequence[Node], kept: Bool[Tensor, "circuit node"]) -> Keep:
+        n_circuits, n_pos = len(kept), self.clean.n_pos
+        by_place: dict[tuple[str, str, int], list[int]] = defaultdict(list)
+        for i, node in enumerate(nodes):
+            by_place[node.kind, node.site, node.layer].append(i)
+
+        def per_position(kind: str, site: str, layer: int) -> Bool[Tensor, "circuit pos"]:
+            rows = by_place.get((kind, site, layer), [])
+            mask = torch.zeros(n_circuits, n_pos, dtype=torch.bool)
+            mask[:, [nodes[i].pos for i in rows]] = kept[:, rows]
+            return mask
+
+        features: dict[Site, Tensor] = {}
+        errors: dict[Site, Tensor] = {}
+        for write, placement in self.spliced.placements.items():
+            site = site_name(write)
+            rows = by_place.get(("feature", site, write.layer), [])
+            mask = torch.zeros(n_circuits, n_pos, placement.dictionary.n_features, dtype=torch.bool)
+            mask[:, [nodes[i].pos for i in rows], [nodes[i].feature for i in rows]] = kept[:, rows]
+            features[write] = mask
+            errors[write] = per_position("error", site, write.layer)
+        sublayers = {
+            site: per_position("sublayer", "mlp", site.layer) for site in self.other.sublayers
+        }
+        return Keep(features, errors, sublayers, per_position("token", "embed", -1))
