@@ -12,7 +12,7 @@ from attribution.nodes import Node
 from circuits.sites import Site
 from circuits.spliced import FrozenState, SplicedModel, site_name
 
-__all__ = ["Columns", "FeatureColumns", "index_columns"]
+__all__ = ["Columns", "FeatureColumns", "index_columns", "position_vectors"]
 
 
 @dataclass(frozen=True)

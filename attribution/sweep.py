@@ -125,13 +125,14 @@ class Sweep:
         bias = self._columns.biases[f"attn{layer}"]
         if self._model.norm("ln1_post", layer) is not None:
             g = self._through_norm(rows, f"attn{layer}", "ln1_post", layer, g)
+        # [target, pos, head, d_head] throughout, so that no copy of the pattern is made a target.
         heads, n = self._model.heads(layer), g.shape[1]
         rows[:, bias] += (g @ heads.b_O).sum(1)
         pattern = self._state.values[Site("pattern", layer)][0, :, :n, :n].to(g.dtype)
-        at_z = einops.einsum(g, heads.W_O, "t q d, h e d -> t h q e")
-        at_v = pattern.transpose(-1, -2) @ at_z
-        rows[:, bias] += einops.einsum(at_v, heads.b_V, "t h k e, h e -> t")
-        at_x = einops.einsum(at_v, heads.W_V, "t h k e, h d e -> t k d")
+        at_z = einops.einsum(g, heads.W_O, "t q d, h e d -> t q h e")
+        at_v = einops.einsum(pattern, at_z, "h q k, t q h e -> t k h e")
+        rows[:, bias] += einops.einsum(at_v.sum(1), heads.b_V, "t h e, h e -> t")
+        at_x = einops.einsum(at_v, heads.W_V, "t k h e, h d e -> t k d")
         return self._through_norm(rows, f"attn{layer}", "ln1", layer, at_x)
 
     def _through_norm(

@@ -22,6 +22,7 @@ __all__ = [
     "Readout",
     "Target",
     "TopLogits",
+    "logit_readout",
 ]
 
 TokenLike = str | int

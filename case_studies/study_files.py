@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from case_studies.commands.display import write_config
 from case_studies.node_notes import describe_nodes
 from case_studies.study import GroupResult, StudyConfig, StudyResult
 from case_studies.study_report import finding, report
@@ -63,7 +64,7 @@ def write_study(
         OSError: if the folder cannot be written; no file is left half-written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "config.json", {"version": 1, **config.model_dump(mode="json")})
+    write_config(out, "study", config)
     write_json(out / "metrics.json", metrics_record(config, result))
     for group in result.groups:
         suffix = _suffix(group, result.groups[0])
@@ -85,7 +86,7 @@ def _proof(config: StudyConfig, result: StudyResult, group: GroupResult) -> dict
     name = result.behaviour.metric_name.replace("_", " ")
     randoms = group.random_faithfulness
     return {
-        "model": config.model,
+        "model": result.behaviour.model,
         name: f"{group.circuit.metric_model:.3g}",
         "circuit": f"{group.circuit.metric_circuit:.3g}",
         "all patched": f"{group.circuit.metric_empty:.3g}",

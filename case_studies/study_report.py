@@ -11,7 +11,7 @@ def finding(config: StudyConfig, result: StudyResult, group: GroupResult) -> str
     randoms = group.random_faithfulness
     where = f", order {group.group}" if len(result.groups) > 1 else ""
     return (
-        f"{config.task} on {config.model}{where}: {group.n_nodes} nodes keep "
+        f"{config.task} on {result.behaviour.model}{where}: {group.n_nodes} nodes keep "
         f"{group.circuit.faithfulness:.0%} of the {result.behaviour.metric_name.replace('_', ' ')}; "
         f"random circuits of the same size {sum(randoms) / len(randoms):.0%}"
     )
@@ -93,7 +93,7 @@ def report(config: StudyConfig, result: StudyResult, task: Task) -> str:
         for name, value in config.model_dump().items()
         if name != "task" and value != type(config).model_fields[name].default
     )
-    return f"""# {task.name} on {config.model}
+    return f"""# {task.name} on {behaviour.model}
 
 **Question.** {task.question}
 

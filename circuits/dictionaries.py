@@ -113,7 +113,9 @@ class Dictionary:
         """The reconstruction of the output from the input."""
         return self.decode(self.encode(x), x)
 
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> "Dictionary":
+    def to(
+        self, *, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> "Dictionary":
         """The same dictionary in another dtype or on another device."""
         moved = {
             name: tensor.to(dtype=dtype, device=device)

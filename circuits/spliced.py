@@ -79,7 +79,9 @@ class SplicedModel:
     def __init__(
         self,
         model: SubjectModel,
-        dictionaries: Mapping[int | str | Site, Dictionary] | Mapping[str, Dictionary],
+        dictionaries: Mapping[int, Dictionary]
+        | Mapping[str, Dictionary]
+        | Mapping[Site, Dictionary],
     ) -> None:
         self.model = model
         self.placements: dict[Site, Placement] = {}

@@ -42,7 +42,8 @@ _ORDER: tuple[SiteKind, ...] = tuple(_HOOKS)
 
 def _moment(site: Site) -> tuple[int, int]:
     """Sites of one layer in the order of computation: two may share a hook, which runs edits in
-    the order of registration (`mlp_raw_out` is `mlp_out` where there is no post-norm)."""
+    the order of registration (`mlp_raw_out` is `mlp_out` where there is no post-norm).
+    """
     return site.layer, _ORDER.index(site.kind)
 
 

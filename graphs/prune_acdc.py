@@ -22,12 +22,17 @@ NodeScore = Callable[[Bool[Tensor, "circuit node"]], Float[Tensor, " circuit"]]
 
 
 def acdc_order(graph: CircuitGraph) -> list[int]:
-    """Rows of the patchable nodes, output side first: by layer, site and position, descending."""
+    """Rows of the patchable nodes, output side first: by layer, site and position, descending.
+
+    Within a layer's site, errors and sublayers come before features: of redundant nodes the one
+    tried first dies, and the one that stays should be one that can be read.
+    """
     height = {"resid_pre": 0, "attn_out": 1, "mlp": 2, "mlp_out": 2, "resid_post": 3}
 
-    def key(row: int) -> tuple[int, int, int, int]:
+    def key(row: int) -> tuple[int, int, bool, int, int]:
         node: Node = graph.nodes[row]
-        return (-node.layer, -height.get(node.site, -1), -node.pos, row)
+        is_feature = node.kind == "feature"
+        return (-node.layer, -height.get(node.site, -1), is_feature, -node.pos, row)
 
     return sorted((i for i, node in enumerate(graph.nodes) if is_candidate(node)), key=key)
 

@@ -4,7 +4,6 @@ Wants pytest to load this file first: `testpaths` begins with `tests`.
 """
 
 import os
-
 from collections.abc import Iterator
 
 import pytest

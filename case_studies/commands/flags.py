@@ -13,7 +13,9 @@ from pydantic.fields import FieldInfo
 __all__ = ["JsonFlag", "OutFlag", "with_flags"]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
-OutFlag = Annotated[Path | None, typer.Option("--out", help="Folder for what the run leaves.")]
+OutFlag = Annotated[
+    Path | None, typer.Option("--out", file_okay=False, help="Folder for what the run leaves.")
+]
 
 
 def with_flags(

@@ -12,7 +12,9 @@ from circuits.training import TrainingConfig, train
 
 __all__ = ["command"]
 
-FolderFlag = Annotated[Path, typer.Option("--out", help="Folder for dictionaries and metrics.")]
+FolderFlag = Annotated[
+    Path, typer.Option("--out", file_okay=False, help="Folder for dictionaries and metrics.")
+]
 
 
 @with_flags(TrainingConfig)

@@ -42,7 +42,7 @@ _NAMES: dict[Split, tuple[str, ...]] = {
 }
 _ORDERS: tuple[Order, ...] = ("ABBA", "BABA")
 _MIN_NAMES = 8
-_MAX_DRAWS = 50  # a prompt, before the words are taken to be exhausted
+_MAX_MISSES = 100  # prompts drawn again in a row, before the words are taken to be exhausted
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class IoiTask(Task):
         frames: `plain`, ten sentences after the paper; or `story`, three in the words and names
             of a children's story, for models that know little else. Said, never found out: the
             wording must not be picked by the score it gives. `stories15m` prefers the indirect
-            object in 81% of plain held-out prompts and in 99% of story prompts.
+            object in 77% of plain held-out prompts and in 99.7% of story prompts (300 of each).
         corruption: `abc` puts three fresh names in the three places (the paper's p_ABC; the logit
             difference of the clean names is then about 0); `flip` puts the indirect object in
             the subject's second place, which turns the answer round.
@@ -122,12 +122,16 @@ class IoiTask(Task):
         names = STORY_NAMES if self.frames == "story" else _NAMES[split]
         names = _usable_names(model, names, _FRAMES[self.frames])
         drawn: dict[str, TaskPrompt] = {}
-        for _ in range(_MAX_DRAWS * n):
+        misses = 0
+        while len(drawn) < n:
             prompt = self._prompt(model, next(scenes), rng.sample(names, 5))
+            misses = misses + 1 if prompt.clean in drawn else 0
             drawn.setdefault(prompt.clean, prompt)
-            if len(drawn) == n:
-                return list(drawn.values())
-        raise ValueError(f"found only {len(drawn)} different prompts, want {n}; ask for fewer")
+            if misses == _MAX_MISSES:
+                raise ValueError(
+                    f"found only {len(drawn)} different prompts, want {n}; ask for fewer"
+                )
+        return list(drawn.values())
 
     def _kinds(self, aligned_group: str | None) -> list[tuple[int, Order]]:
         if aligned_group is None:

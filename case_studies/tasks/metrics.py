@@ -8,7 +8,8 @@ from torch import Tensor
 
 __all__ = ["logit_difference", "probability_difference", "probability_of", "step_in_probability"]
 
-TokenSets = Sequence[Int[Tensor, " n_answers"]]
+TokenSets = Sequence[Int[Tensor, " _"]]
+"""One tensor of token ids a row, each of its own length."""
 
 
 def logit_difference(

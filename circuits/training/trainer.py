@@ -108,6 +108,7 @@ def _run(
     if (out / "metrics.json").exists():
         return FidelityReport.model_validate_json((out / "metrics.json").read_text())
     model = load_model(config.model) if model is None else model
+    _keys(config, model)  # a layer that does not exist is refused before any text is read
     rows = _rows(config, model, out, tokens, watch)
     if len(rows) <= config.n_eval_rows:
         raise ValueError(

@@ -32,7 +32,7 @@ class CutModel:
         self.arrived: dict[Site, Tensor] = {}
         layers = range(spliced.model.n_layers)
         edits: dict[Site, Callable[[Tensor], Tensor]] = {Site("embed"): self._leaf(Site("embed"))}
-        for site in (*spliced.model.scale_sites(), *(Site("pattern", l) for l in layers)):
+        for site in (*spliced.model.scale_sites(), *(Site("pattern", i) for i in layers)):
             edits[site] = self._hold(site)
         for layer in layers:
             edits[Site("mlp_in", layer)] = self._see(Site("mlp_in", layer))
@@ -95,9 +95,7 @@ def expected_row(cut: CutModel, trace: Trace, scalar: Tensor) -> Tensor:
     return row
 
 
-def source_vector(
-    spliced: SplicedModel, state: FrozenState, node: Node
-) -> tuple[Site, Tensor]:
+def source_vector(spliced: SplicedModel, state: FrozenState, node: Node) -> tuple[Site, Tensor]:
     embed = Site("embed")
     if node.kind == "token":
         return embed, state.values[embed][0, node.pos]
@@ -173,9 +171,7 @@ def test_edges_predict_interventions_exactly(architecture: str, mixture: str):
         source = trace.sources[column]
         name = f"{source.site}.{source.layer}"
         change = Intervention(name, source.feature, "add", delta, positions=[source.pos])
-        run = spliced.run(
-            BATCH, "frozen", state=state, hold_features=True, interventions=[change]
-        )
+        run = spliced.run(BATCH, "frozen", state=state, hold_features=True, interventions=[change])
         moved = [difference(run.logits) - difference(base.logits)]
         for site, pos, feature in targets:
             before = base.pre_activations[site][0, pos, feature]

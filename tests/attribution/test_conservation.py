@@ -155,7 +155,9 @@ def test_conservation_holds_for_any_splicing(architecture: str, tokens: list[int
     for (kind, layer), (activation, seed) in places.items():
         is_mlp = kind.startswith("mlp")
         stream = ("stream", layer - 1) if kind == "resid_pre" else ("stream", layer)
-        place = ("mlp", layer) if is_mlp else (stream if kind.startswith("resid") else (kind, layer))
+        place = (
+            ("mlp", layer) if is_mlp else (stream if kind.startswith("resid") else (kind, layer))
+        )
         if place in taken:
             continue
         taken.add(place)

@@ -91,12 +91,12 @@ def test_what_overflows_a_narrow_dtype_is_not_written(tmp_path: Path):
 def test_a_truncated_file_is_named(saved: Path, share: float):
     data = saved.read_bytes()
     saved.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(ValueError, match="mlp.0.safetensors is not a complete safetensors file"):
+    with pytest.raises(ValueError, match=r"mlp.0.safetensors is not a complete safetensors file"):
         load_dictionary(saved)
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(ValueError, match="no dictionary at .*mlp.9.safetensors; check the path"):
+    with pytest.raises(ValueError, match=r"no dictionary at .*mlp.9.safetensors; check the path"):
         load_dictionary(tmp_path / "mlp.9.safetensors")
 
 
@@ -114,13 +114,15 @@ def test_a_flipped_bit_is_an_error_or_one_number(saved: Path, place: float, bit:
     try:
         _, loaded = load_dictionary(saved)
     except ValueError as error:
-        assert "mlp.0.safetensors" in str(error)
+        named = "mlp.0.safetensors" in str(error)
     else:
+        named = True
         x = torch.ones(2, loaded.d_in)
         assert loaded.encode(x).shape == (2, loaded.n_features)
         assert all(getattr(loaded, n).isfinite().all() for n in TENSORS[:4])
     finally:
         saved.write_bytes(original)
+    assert named, "an error that does not name the file"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -278,13 +280,20 @@ def test_a_folder_is_read_in_the_order_of_layers(folder: Path):
 def test_nothing_found_is_an_error(folder: Path):
     with pytest.raises(ValueError, match=r"holds no dictionary for sites .*attn_out.*layers any"):
         load_folder(folder, sites=["attn_out"])
-    with pytest.raises(ValueError, match="no dictionaries called .*nowhere.*: want `tiny` or a fol"):
+    with pytest.raises(
+        ValueError, match=r"no dictionaries called .*nowhere.*: want `tiny` or a fol"
+    ):
         load_dictionaries(folder / "nowhere")
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("mlp.0", "mlp.1"), ("resid_post.2", "resid_pre.2"), ("resid_post.2", "mlp.2"), ("mlp.0", "a.b.0")],
+    [
+        ("mlp.0", "mlp.1"),
+        ("resid_post.2", "resid_pre.2"),
+        ("resid_post.2", "mlp.2"),
+        ("mlp.0", "a.b.0"),
+    ],
 )
 def test_a_renamed_file_is_found_out(folder: Path, old: str, new: str):
     (folder / f"{old}.safetensors").rename(folder / f"{new}.safetensors")

@@ -1,10 +1,14 @@
 """The spliced model: its three modes, interventions, and what it refuses to splice."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from circuits import SAE, Dictionary, Intervention, Site, SplicedModel
+from circuits import Dictionary, Intervention, Site, SplicedModel
 from circuits.interventions import intervene
 from tests import models
 from tests.models import ARCHITECTURES, D_MODEL, MIXTURES, N_FEATURES, TOKENS
@@ -23,8 +27,6 @@ def test_exact_and_frozen_give_the_original_logits(architecture: str, mixture: s
     spliced = models.spliced(architecture, mixture)
     original, _ = spliced.model.run(BATCH)
     assert torch.equal(spliced.run(BATCH, "exact").logits, original)
-    held = spliced.run(BATCH, "frozen", state=spliced.state(BATCH), hold_features=True)
-    assert close(held.logits, original, 2e-5)
     spliced = models.spliced(architecture, mixture, torch.float64)
     state = spliced.state(BATCH)
     assert close(state.logits, original.double(), 2e-5)
@@ -73,9 +75,7 @@ def test_frozen_is_affine(architecture: str, mixture: str):
             for write in spliced.placements
             for feature in range(4)
         ]
-        run = spliced.run(
-            tokens, "frozen", state=state, hold_features=True, interventions=changes
-        )
+        run = spliced.run(tokens, "frozen", state=state, hold_features=True, interventions=changes)
         return cap * torch.atanh(run.logits / cap) if cap else run.logits
 
     base, one, two = logits(0.0), logits(0.02), logits(0.04)
@@ -96,18 +96,18 @@ def test_frozen_holds_the_state_of_another_prompt():
 @pytest.mark.parametrize("mode", ["replace", "exact", "frozen"])
 @pytest.mark.parametrize("write", [Site("mlp_raw_out", 1), Site("resid_post", 0)])
 def test_interventions_change_the_one_feature_they_name(mode, write: Site):
-    dictionary = (
-        models.transcoder("relu") if write.kind == "mlp_raw_out" else models.sae("resid_post", "relu")
-    )
+    sae = models.sae("resid_post", "relu")
+    dictionary = models.transcoder("relu") if write.kind == "mlp_raw_out" else sae
     spliced = SplicedModel(models.subject("gpt2"), {write: dictionary})
     base = spliced.run(BATCH, mode)
     active = base.activations[write][0, 2].argmax()
-    for kind, value, want in [
+    changes: list[tuple[Any, float, Callable[[Tensor], Tensor]]] = [
         ("ablate", 7.0, lambda a: 0 * a),
         ("set", 3.0, lambda a: 0 * a + 3.0),
         ("scale", -2.0, lambda a: -2.0 * a),
         ("add", 1.5, lambda a: a + 1.5),
-    ]:
+    ]
+    for kind, value, want in changes:
         change = Intervention(write, int(active), kind, value, positions=[2, -1])
         run = spliced.run(BATCH, mode, interventions=[change])
         expected = base.activations[write].clone()
@@ -179,7 +179,10 @@ def test_an_unknown_kind_of_intervention_is_refused():
         ({0: models.transcoder(d_model=16)}, "reads width 16 and writes width 16.*d_model 32"),
         ({3: models.transcoder()}, "has layers 0 to 2, got a dictionary for 3"),
         ({-1: models.transcoder()}, "has layers 0 to 2"),
-        ({"mlp.0": models.transcoder(), 0: models.transcoder()}, "two dictionaries at mlp_raw_out0"),
+        (
+            {"mlp.0": models.transcoder(), 0: models.transcoder()},
+            "two dictionaries at mlp_raw_out0",
+        ),
         (
             {"resid_post.0": models.sae("resid_post"), "resid_pre.1": models.sae("resid_pre")},
             "two dictionaries at resid_post0",
@@ -189,7 +192,10 @@ def test_an_unknown_kind_of_intervention_is_refused():
             "layer 1 has a transcoder and an SAE",
         ),
         ({"mlp.0": models.sae("attn_out")}, "of site 'attn_out' was given for 'mlp.0'"),
-        ({"attn_out.0": models.transcoder()}, "of site 'mlp' was given for 'attn_out.0'; use mlp.0"),
+        (
+            {"attn_out.0": models.transcoder()},
+            "of site 'mlp' was given for 'attn_out.0'; use mlp.0",
+        ),
         ({"mlp": models.transcoder()}, "dictionary keys look like 'mlp.2' or 2, got 'mlp'"),
         ({"mlp.x": models.transcoder()}, "dictionary keys look like"),
     ],
@@ -225,8 +231,8 @@ def test_the_stream_between_blocks_answers_to_both_names():
 
 
 def test_an_sae_before_a_layer_is_the_sae_after_the_one_below():
-    model, tensors = models.subject("gemma2"), vars(models.sae("resid_pre", seed=4))
-    below = SAE(**(tensors | {"site": "resid_post"}))
+    model = models.subject("gemma2")
+    below = replace(models.sae("resid_pre", seed=4), site="resid_post")
     before = SplicedModel(model, {"resid_pre.2": models.sae("resid_pre", seed=4)})
     after = SplicedModel(model, {"resid_post.1": below})
     assert torch.equal(before.run(BATCH, "replace").logits, after.run(BATCH, "replace").logits)
@@ -238,4 +244,4 @@ def test_dictionaries_take_the_dtype_of_the_model():
     assert run.logits.dtype == torch.float64
     assert all(p.dictionary.W_enc.dtype == torch.float64 for p in spliced.placements.values())
     assert run.activations[Site("mlp_raw_out", 0)].shape == (1, len(TOKENS), N_FEATURES)
-    assert D_MODEL == spliced.model.d_model
+    assert spliced.model.d_model == D_MODEL

@@ -49,6 +49,21 @@ def test_order_runs_from_the_output_back_and_skips_what_cannot_be_patched():
     assert ids == ["mlp1.0@0", "mlp1.1@0", "mlp0.0@0", "mlp0.1@0", "token@0"]
 
 
+def test_errors_are_tried_before_features_of_their_layer():
+    feature = Node(kind="feature", layer=0, site="mlp", pos=5, feature=3, activation=1.0)
+    error = Node(kind="error", layer=0, site="mlp", pos=1)
+    output = Node(kind="output", layer=1, site="logit", pos=5)
+    tokens = tuple("abcdef")
+    graph = CircuitGraph(
+        NodeTable([feature, error, output]),
+        torch.tensor([2, 2]),
+        torch.tensor([0, 1]),
+        torch.ones(2),
+        GraphMetadata(model="m", prompt="a", tokens=tokens, n_layers=1, target="logit"),
+    )
+    assert acdc_order(graph) == [1, 0]
+
+
 def test_keeps_exactly_the_nodes_that_matter():
     graph = _graph()
     worth = torch.tensor([5.0, 0.0, 0.001, 2.0, 0.0, 3.0, 0.0])
