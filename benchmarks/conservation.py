@@ -2,9 +2,9 @@
 
     python -m benchmarks.conservation [--quick] [--model NAME_OR_FOLDER --dictionaries FOLDER]
 
-Random weights on every architecture, in both precisions, transcoders in every layer and a mixture of
-transcoders, skip transcoders and SAEs; and `tiny`, or a model of your own, on one prompt. The last
-line is one JSON object: architecture -> dtype -> largest relative error over all rows.
+Random weights on every architecture, in both precisions, with transcoders, skip transcoders, SAEs
+and mixtures of them; and `tiny`, or a model of your own, on one prompt. The last line is one JSON
+object: architecture -> dtype -> largest relative error over all rows.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from attribution import Node, attribute
 from case_studies.tasks.behaviour import Behaviour, measure_behaviour
 from case_studies.tasks.task import Task, TaskPrompt
 from circuits import SplicedModel
+from circuits.precision import fast_float32
 from graphs import CircuitGraph, average_graphs, build_graph, prune
 from graphs.controls import random_circuits, tokens_only
 from graphs.faithfulness import Faithfulness, faithfulness, kl_to_model
@@ -35,11 +36,15 @@ class StudyConfig(BaseModel):
         "plain", description="ioi: everyday sentences, or those of a children's story"
     )
     n_behaviour: int = Field(200, ge=2, description="prompts that measure the behaviour")
-    n_discovery: int = Field(16, ge=1, description="aligned prompts that choose the circuit")
+    n_discovery: int = Field(24, ge=1, description="aligned prompts that choose the circuit")
     n_proof: int = Field(64, ge=2, description="other aligned prompts that prove it")
     n_random: int = Field(20, ge=1, description="random circuits of the same size per layer")
     node_threshold: float = Field(0.9, description="influence kept a prompt before ACDC, share")
-    threshold: float = Field(0.01, description="ACDC: smallest harm that keeps a node, in nats")
+    threshold: float = Field(
+        0.0005,
+        ge=0,
+        description="ACDC: smallest harm that keeps a node, as a share of KL(model, all patched)",
+    )
     seed: int = Field(0, description="seed of prompts, random circuits and bootstrap")
 
 
@@ -89,6 +94,13 @@ def run_study(
 
     The prompts that prove are never among those that chose.
     """
+    with fast_float32():
+        return _run_study(config, spliced, task, progress)
+
+
+def _run_study(
+    config: StudyConfig, spliced: SplicedModel, task: Task, progress: Progress
+) -> StudyResult:
     progress("behaviour", 0.0)
     behaviour = measure_behaviour(spliced.model, task, n=config.n_behaviour, seed=config.seed)
     replaced = _spliced_metric(spliced, task, config)
@@ -124,13 +136,14 @@ def _study_group(
     graphs, universe, conservation = _trace(config, spliced, task, choosing, progress)
     progress("pruning (ACDC)", 0.0)
     runner = _runner(spliced, choosing)
-    mean_graph = average_graphs(graphs)
+    mean_graph = _patchable(average_graphs(graphs), runner)
     nodes = list(mean_graph.nodes)
 
     def score(kept: Bool[Tensor, "circuit node"]) -> Float[Tensor, " circuit"]:
         return kl_to_model(runner.full_logits, runner.logits(nodes, kept)).mean(-1)
 
-    graph = prune(mean_graph, method="acdc", score=score, threshold=config.threshold)
+    worst = float(kl_to_model(runner.full_logits, runner.empty_logits).mean())
+    graph = prune(mean_graph, method="acdc", score=score, threshold=config.threshold * worst)
     graph = _drop_idle(graph)
     progress("proof", 0.0)
     return _prove(config, spliced, task, group, choosing[0], proving, graph, universe, conservation)
@@ -153,6 +166,13 @@ def _trace(
         graphs.append(prune(graph, node_threshold=config.node_threshold, edge_threshold=0.99))
         progress("attribution", (i + 1) / len(prompts))
     return graphs, list(universe.values()), worst
+
+
+def _patchable(graph: CircuitGraph, runner: CircuitRunner) -> CircuitGraph:
+    """Without the nodes that patching cannot change; ACDC would drop them one by one."""
+    can_change = runner.patchable(graph.nodes)
+    fixed = graph.is_kind("position", "bias", "output")
+    return graph.select(can_change | fixed)
 
 
 def _drop_idle(graph: CircuitGraph) -> CircuitGraph:

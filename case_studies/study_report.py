@@ -110,7 +110,7 @@ reconstruction in place of what it replaces: {result.spliced.metric:.4g}, succes
 
 Chosen on {config.n_discovery} prompts a group: edges averaged, nodes that carry {config.node_threshold:.0%} of the influence on
 each, then ACDC over nodes (a node stays if patching it raises KL to the model by at least
-{config.threshold:g} nats). Proved on {config.n_proof} other prompts of the same frame, on the live model: each node
+{config.threshold:.3%} of what patching every node does). Proved on {config.n_proof} other prompts of the same frame, on the live model: each node
 outside the circuit takes its value on the corrupted prompt.
 Faithfulness is (circuit - all patched) / (model - all patched), from means.
 

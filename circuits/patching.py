@@ -74,8 +74,8 @@ def zero_values(spliced: SplicedModel, clean: FrozenState) -> NodeValues:
 
 def run_patched(
     spliced: SplicedModel, clean: FrozenState, other: NodeValues, keep: Keep
-) -> Float[Tensor, "circuit batch pos d_vocab"]:
-    """Run each circuit on each clean prompt, with every node outside it at its `other` value.
+) -> Float[Tensor, "circuit batch d_vocab"]:
+    """Last-position logits of each circuit on each clean prompt, every other node at its `other`.
 
     A kept feature is recomputed from what it reads; a kept error keeps its clean value; a kept
     unreplaced MLP is recomputed. A feature outside the circuit takes its `other` value if it is
@@ -132,8 +132,9 @@ def run_patched(
             edits[placement.read] = remember(placement.read)
         edits[write] = splice(write, placement)
     edits |= {site: replace_sublayer(site) for site in keep.sublayers}
+    edits[Site("unembed_in")] = lambda x: x[:, -1:]  # the vocabulary is the dearest product
     logits, _ = spliced.model.run(tile(clean.tokens), edits=edits)
-    return logits.unflatten(0, (n_circuits, len(clean.tokens)))
+    return logits[:, -1].unflatten(0, (n_circuits, len(clean.tokens)))
 
 
 def _n_circuits(keep: Keep) -> int:

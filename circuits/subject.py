@@ -199,7 +199,7 @@ class SubjectModel:
         *,
         edits: Mapping[Site, Edit] | None = None,
         capture: Iterable[Site] = (),
-    ) -> tuple[Float[Tensor, "batch pos d_vocab"], dict[Site, Tensor]]:
+    ) -> tuple[Float[Tensor, "batch read_pos d_vocab"], dict[Site, Tensor]]:
         """One forward pass.
 
         Args:
@@ -208,7 +208,8 @@ class SubjectModel:
             capture: sites whose values, *after* any edit, are returned.
 
         Returns:
-            Logits, and the captured values with their batch axis.
+            Logits (at the positions an edit of `unembed_in` leaves, normally all), and the
+            captured values with their batch axis.
         """
         captured: dict[Site, Tensor] = {}
         edits = edits or {}

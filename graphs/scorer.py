@@ -73,8 +73,30 @@ class CircuitRunner:
         Whatever is not among the kept nodes is patched.
         """
         with torch.no_grad():
-            logits = run_patched(self.spliced, self.clean, self.other, self._masks(nodes, kept))
-        return logits[:, :, -1]
+            return run_patched(self.spliced, self.clean, self.other, self._masks(nodes, kept))
+
+    def patchable(self, nodes: Sequence[Node]) -> Bool[Tensor, " node"]:
+        """Which nodes a patch can change: those whose value differs on some pair of prompts."""
+        return torch.tensor([self._differs(node) for node in nodes], dtype=torch.bool)
+
+    def _differs(self, node: Node) -> bool:
+        pos = node.pos
+        if node.kind in ("feature", "error"):
+            write = self.spliced.write_site(f"{node.site}.{node.layer}")
+        if node.kind == "feature":
+            on = self.clean.activations[write][:, pos, node.feature]
+            off = self.other.activations[write][:, pos, node.feature]
+            return bool(((on != 0) & (on != off)).any())
+        if node.kind == "error":
+            clean, other = self.clean.errors[write], self.other.errors[write]
+        elif node.kind == "sublayer":
+            site = Site("mlp_raw_out", node.layer)
+            clean, other = self.clean.values[site], self.other.sublayers[site]
+        elif node.kind == "token":
+            clean, other = self.clean.values[Site("embed")], self.other.embed
+        else:
+            return False
+        return not torch.equal(clean[:, pos], other[:, pos])
 
     def _masks(self, nodes: Sequence[Node], kept: Bool[Tensor, "circuit node"]) -> Keep:
         n_circuits, n_pos = len(kept), self.clean.n_pos

@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from case_studies.tasks.word_lists import HELD_OUT_NAMES, HELD_OUT_NOUNS, NAMES
 from case_studies.tiny.corpus import greater_than_document, ioi_document, read_prose
 from case_studies.tiny.tokenizer import train_tokenizer
-from circuits.training.precision import fast_float32
+from circuits.precision import fast_float32
 
 __all__ = ["TinyTraining", "train_tiny"]
 

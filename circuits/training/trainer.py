@@ -14,6 +14,7 @@ from circuits.checkpoints import load_folder, save_dictionary
 from circuits.fidelity import FidelityReport, evaluate
 from circuits.files import write_json
 from circuits.loading import load_model
+from circuits.precision import fast_float32
 from circuits.sites import Site
 from circuits.spliced import SplicedModel
 from circuits.subject import SubjectModel
@@ -21,7 +22,6 @@ from circuits.training.buffer import ActivationSource, full_rows
 from circuits.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, save_checkpoint
 from circuits.training.config import TrainingConfig
 from circuits.training.learner import Learner
-from circuits.training.precision import fast_float32
 from circuits.training.text import bos_token, load_rows, read_rows, save_rows, trained_positions
 
 __all__ = ["Progress", "dictionary_sites", "train"]

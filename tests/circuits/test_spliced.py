@@ -32,7 +32,7 @@ def test_exact_and_frozen_give_the_original_logits(architecture: str, mixture: s
     assert close(state.logits, original.double(), 2e-5)
     assert close(spliced.run(BATCH, "frozen").logits, state.logits, 1e-9)
     held = spliced.run(BATCH, "frozen", state=state, hold_features=True)
-    assert close(held.logits, state.logits, 1e-12)
+    assert close(held.logits, state.logits, 1e-10)
 
 
 @pytest.mark.parametrize("architecture", ["llama_gqa", "gpt2"])

@@ -125,6 +125,7 @@ def test_kl_by_hand():
     assert float(kl_to_model(p.log(), q.log())) == pytest.approx(float(expected))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_misaligned_prompts(spliced):
     with pytest.raises(ValueError, match="line up"):
         CircuitRunner.on_prompts(spliced, CLEAN, CORRUPTED[:, :4])
@@ -171,7 +172,7 @@ def test_zero_ablation_writes_the_decoder_bias_and_the_skip(spliced, runner):
     all_on = {w: torch.ones_like(v) for w, v in runner.clean.activations.items()}
     everything_on = replace(runner.clean, activations=all_on)
     logits = run_patched(spliced, everything_on, zero, nothing)[0]
-    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits, expected[:, -1], rtol=1e-9, atol=1e-9)
 
 
 def test_mean_values_average_over_prompts(spliced, runner):
@@ -181,3 +182,14 @@ def test_mean_values_average_over_prompts(spliced, runner):
     torch.testing.assert_close(mean.errors[write][0], by_hand)
     torch.testing.assert_close(mean.errors[write][1], by_hand)
     assert torch.equal(mean.embed, runner.clean.values[Site("embed")])
+
+
+def test_patchable_nodes_are_those_that_differ(runner, universe):
+    flags = dict(zip((n.id for n in universe), runner.patchable(universe).tolist(), strict=True))
+    assert flags["token@1"]
+    assert not flags["token@0"]
+    assert not any(flag for i, flag in flags.items() if i.startswith(("bias", "position")))
+    assert not any(flags[n.id] for n in universe if n.pos == 0)
+    kept = torch.tensor([flags[n.id] for n in universe])
+    logits = runner.logits(universe, kept[None])[0]
+    torch.testing.assert_close(logits, runner.full_logits, rtol=1e-9, atol=1e-9)
