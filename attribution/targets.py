@@ -83,7 +83,7 @@ class LogitDifference:
             group = [tokens] if isinstance(tokens, str | int) else list(tokens)
             for token in group:
                 weights[_token_id(model, token)] += sign / len(group)
-        return [logit_readout(model, "logit_difference", weights, _position(self.pos, state.n_pos))]
+        return [logit_readout(model, "logit difference", weights, _position(self.pos, state.n_pos))]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class ProbabilityDifference:
             signs[[_token_id(spliced.model, token) for token in tokens.tolist()]] = sign
         p = logits.softmax(-1)
         weights = p * (signs - p @ signs)
-        return [logit_readout(spliced.model, "probability_difference", weights, pos)]
+        return [logit_readout(spliced.model, "probability difference", weights, pos)]
 
 
 @dataclass(frozen=True)

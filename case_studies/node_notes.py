@@ -21,13 +21,18 @@ def _top_strings(
     return [spliced.model.token_strings(ids) for ids in scores.topk(n, dim=-1).indices]
 
 
+def _prominence(scores: Float[Tensor, "feature d_vocab"]) -> Float[Tensor, " feature"]:
+    """How far each row's largest score stands out, in standard deviations of the row."""
+    return (scores.amax(1) - scores.mean(1)) / scores.std(1)
+
+
 def describe_nodes(
     spliced: SplicedModel, nodes: Iterable[Node], *, top: int = 6
 ) -> dict[str, NodeNotes]:
     """Notes for every feature node, by node id; weights only, so they hold on every prompt.
 
-    The label is the feature's strongest de-embedding token in layer 0 and its most promoted token
-    above, where features no longer read the embedding directly.
+    The label is the feature's top de-embedding token ("reads") or its most promoted token ("says"),
+    whichever stands out more from its row, in standard deviations.
     """
     by_site: dict[str, list[Node]] = defaultdict(list)
     for node in nodes:
@@ -41,11 +46,14 @@ def describe_nodes(
         features = torch.tensor([node.feature for node in members])
         encoder = effective_encoder(spliced.model, placement)[features]
         decoder = placement.dictionary.W_dec[features]
-        reads = _top_strings(spliced, deembed(encoder, spliced.model.W_E), top)
+        deembedding = deembed(encoder, spliced.model.W_E)
+        reads = _top_strings(spliced, deembedding, top)
         writes = direct_logit_attribution(decoder, spliced.model.W_U, final)
+        is_reader = _prominence(deembedding) > _prominence(writes)
         promoted = _top_strings(spliced, writes, top)
         suppressed = _top_strings(spliced, -writes, top)
-        for node, read, up, down in zip(members, reads, promoted, suppressed, strict=True):
-            label = f"reads {read[0].strip()}" if node.layer == 0 else f"says {up[0].strip()}"
+        rows = zip(members, reads, promoted, suppressed, is_reader.tolist(), strict=True)
+        for node, read, up, down, reader in rows:
+            label = f"reads {read[0].strip()}" if reader else f"says {up[0].strip()}"
             notes[node.id] = NodeNotes(deembedding=read, promoted=up, suppressed=down, label=label)
     return notes

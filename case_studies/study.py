@@ -133,10 +133,10 @@ def _study_group(
         aligned_group=group,
     )
     choosing, proving = prompts[: config.n_discovery], prompts[config.n_discovery :]
-    graphs, universe, conservation = _trace(config, spliced, task, choosing, progress)
-    progress("pruning (ACDC)", 0.0)
     runner = _runner(spliced, choosing)
-    mean_graph = _patchable(average_graphs(graphs), runner)
+    graphs, universe, conservation = _trace(config, task, choosing, runner, progress)
+    progress("pruning (ACDC)", 0.0)
+    mean_graph = average_graphs(graphs)
     nodes = list(mean_graph.nodes)
 
     def score(kept: Bool[Tensor, "circuit node"]) -> Float[Tensor, " circuit"]:
@@ -151,19 +151,21 @@ def _study_group(
 
 def _trace(
     config: StudyConfig,
-    spliced: SplicedModel,
     task: Task,
     prompts: Sequence[TaskPrompt],
+    runner: CircuitRunner,
     progress: Progress,
 ) -> tuple[list[CircuitGraph], list[Node], float]:
     """One influence-pruned graph a prompt, every node seen on any, and the worst conservation."""
     graphs, universe, worst = [], {}, 0.0
     for i, prompt in enumerate(prompts):
-        trace = attribute(spliced, prompt.clean_tokens, task.target(prompt))
+        trace = attribute(runner.spliced, prompt.clean_tokens, task.target(prompt))
         worst = max(worst, trace.conservation_error())
         universe |= {node.id: node for node in trace.sources}
-        graph = build_graph(trace)
-        graphs.append(prune(graph, node_threshold=config.node_threshold, edge_threshold=0.99))
+        graph = prune(
+            build_graph(trace), node_threshold=config.node_threshold, edge_threshold=0.98
+        )
+        graphs.append(_patchable(graph, runner))
         progress("attribution", (i + 1) / len(prompts))
     return graphs, list(universe.values()), worst
 

@@ -45,6 +45,10 @@ def metrics_record(config: StudyConfig, result: StudyResult) -> dict[str, Any]:
     }
 
 
+_CONSTANTS = ("bias", "position")
+"""Kinds that are the same on every prompt: in `graph.json`, but not drawn."""
+
+
 def _suffix(group: GroupResult, first: GroupResult) -> str:
     """Nothing for the first group, `-BABA` and the like for the others."""
     return "" if group is first else "-" + re.sub(r"\W+", "_", group.group)
@@ -69,9 +73,10 @@ def write_study(
     for group in result.groups:
         suffix = _suffix(group, result.groups[0])
         group.graph.save(out / f"graph{suffix}.json")
+        drawn = group.graph.select(~group.graph.is_kind(*_CONSTANTS))
         figure = plot_circuit(
-            group.graph,
-            notes=describe_nodes(spliced, group.graph.nodes),
+            drawn,
+            notes=describe_nodes(spliced, drawn.nodes),
             title=finding(config, result, group),
             proof=_proof(config, result, group),
         )
@@ -95,5 +100,10 @@ def _proof(config: StudyConfig, result: StudyResult, group: GroupResult) -> dict
         "tokens alone": f"{group.tokens_only.faithfulness:.1%}",
         "proved on": f"{group.circuit.n_prompts} other prompts",
         "nodes, edges": f"{group.n_nodes}, {group.n_edges}",
+        "not drawn": f"{_n_constants(group)} biases and positions",
         "rows add up to": f"{group.conservation_error:.1g}",
     }
+
+
+def _n_constants(group: GroupResult) -> int:
+    return sum(group.nodes_by_kind.get(kind, 0) for kind in _CONSTANTS)

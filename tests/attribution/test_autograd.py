@@ -126,7 +126,7 @@ def target_scalar(cut: CutModel, trace: Trace, row: int) -> Tensor:
         assert isinstance(target, DirectionTarget)
         return cut.arrived[target.site][0, target.pos] @ target.vector.to(cut.state.logits)
     logits = cut.arrived[Site("unembed_in")][0, node.pos] @ model.W_U
-    if node.site == "logit_difference":
+    if node.site == "logit difference":
         return logits[[3, 4]].mean() - logits[5]
     token = int(node.site.rpartition("(")[2].rstrip(")"))
     return logits[token] - logits.mean()

@@ -165,7 +165,7 @@ def test_a_feature_reaches_the_logits_by_hand(trace: Trace):
     node = trace.sources[trace.sources.row("mlp1.0@2")]
     dla = centred(DEC_1[0]).double() * GAIN_F @ (W_U[:, 1] - W_U[:, 3]).double()
     want = node.activation / sigma * dla
-    got = edge(trace, "output.logit_difference", "mlp1.0@2")
+    got = edge(trace, "output.logit difference", "mlp1.0@2")
     assert got == pytest.approx(float(want), rel=1e-12)
 
 

@@ -187,7 +187,7 @@ def test_constants_keep_their_precision(spliced):
 def test_targets_of_one_name_are_told_apart(spliced):
     targets = [LogitDifference(3, 4), LogitDifference(5, 6), LogitDifference(3, 4, pos=1)]
     trace = attribute(spliced, TOKENS, targets, feature_rows=False)
-    names = [f"output.logit_difference{suffix}" for suffix in ("", " #2", " #3")]
+    names = [f"output.logit difference{suffix}" for suffix in ("", " #2", " #3")]
     assert [n.id for n in trace.targets] == names
     assert trace.targets[2].pos == 1
 

@@ -103,7 +103,7 @@ def test_attribute_writes_all_five_files(places: list[str], tmp_path: Path) -> N
     printed = json.loads(result.stdout)
     assert json.loads((out / "metrics.json").read_text()) == {"version": 1, **printed}
     assert printed["conservation_error"] < 1e-4
-    assert list(printed["target"]) == ["logit_difference"]
+    assert list(printed["target"]) == ["logit difference"]
     assert 0 < len(printed["strongest_nodes"]) <= 4
     settings = json.loads((out / "config.json").read_text())["settings"]
     assert settings["prompt"] == PROMPT
