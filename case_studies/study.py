@@ -30,22 +30,28 @@ class StudyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: Literal["greater-than", "ioi"] = Field(description="which behaviour")
-    model: str = Field("tiny", description="subject model: a name or a path")
-    dictionaries: str = Field("tiny", description="`tiny` or a folder of dictionaries")
+    model: str = Field(default="tiny", description="subject model: a name or a path")
+    dictionaries: str = Field(default="tiny", description="`tiny` or a folder of dictionaries")
     frames: Literal["plain", "story"] = Field(
-        "plain", description="ioi: everyday sentences, or those of a children's story"
+        default="plain", description="ioi: everyday sentences, or those of a children's story"
     )
-    n_behaviour: int = Field(200, ge=2, description="prompts that measure the behaviour")
-    n_discovery: int = Field(24, ge=1, description="aligned prompts that choose the circuit")
-    n_proof: int = Field(64, ge=2, description="other aligned prompts that prove it")
-    n_random: int = Field(20, ge=1, description="random circuits of the same size per layer")
-    node_threshold: float = Field(0.9, description="influence kept a prompt before ACDC, share")
+    n_behaviour: int = Field(default=200, ge=2, description="prompts that measure the behaviour")
+    n_discovery: int = Field(
+        default=24, ge=1, description="aligned prompts that choose the circuit"
+    )
+    n_proof: int = Field(default=64, ge=2, description="other aligned prompts that prove it")
+    n_random: int = Field(
+        default=20, ge=1, description="random circuits of the same size per layer"
+    )
+    node_threshold: float = Field(
+        default=0.9, description="influence kept a prompt before ACDC, share"
+    )
     threshold: float = Field(
-        0.0005,
+        default=0.0005,
         ge=0,
         description="ACDC: smallest harm that keeps a node, as a share of KL(model, all patched)",
     )
-    seed: int = Field(0, description="seed of prompts, random circuits and bootstrap")
+    seed: int = Field(default=0, description="seed of prompts, random circuits and bootstrap")
 
 
 class GroupResult(BaseModel):
@@ -162,9 +168,7 @@ def _trace(
         trace = attribute(runner.spliced, prompt.clean_tokens, task.target(prompt))
         worst = max(worst, trace.conservation_error())
         universe |= {node.id: node for node in trace.sources}
-        graph = prune(
-            build_graph(trace), node_threshold=config.node_threshold, edge_threshold=0.98
-        )
+        graph = prune(build_graph(trace), node_threshold=config.node_threshold, edge_threshold=0.98)
         graphs.append(_patchable(graph, runner))
         progress("attribution", (i + 1) / len(prompts))
     return graphs, list(universe.values()), worst

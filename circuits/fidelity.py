@@ -50,7 +50,7 @@ class FidelityReport(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: int = Field(1, description="version of this record")
+    version: int = Field(default=1, description="version of this record")
     model: str = Field(description="name of the subject model")
     n_tokens: int = Field(description="tokens measured on; left-out positions not counted")
     dictionaries: tuple[DictionaryFidelity, ...] = Field(description="each dictionary alone")

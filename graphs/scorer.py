@@ -80,23 +80,25 @@ class CircuitRunner:
         return torch.tensor([self._differs(node) for node in nodes], dtype=torch.bool)
 
     def _differs(self, node: Node) -> bool:
-        pos = node.pos
-        if node.kind in ("feature", "error"):
-            write = self.spliced.write_site(f"{node.site}.{node.layer}")
-        if node.kind == "feature":
-            on = self.clean.activations[write][:, pos, node.feature]
-            off = self.other.activations[write][:, pos, node.feature]
-            return bool(((on != 0) & (on != off)).any())
-        if node.kind == "error":
-            clean, other = self.clean.errors[write], self.other.errors[write]
-        elif node.kind == "sublayer":
+        values = self._values(node)
+        return values is not None and not torch.equal(*values)
+
+    def _values(self, node: Node) -> tuple[Tensor, Tensor] | None:
+        """The node's values on clean and corrupted prompts; None where no patch applies."""
+        at = (slice(None), node.pos)
+        if node.kind == "token":
+            return self.clean.values[Site("embed")][at], self.other.embed[at]
+        if node.kind == "sublayer":
             site = Site("mlp_raw_out", node.layer)
-            clean, other = self.clean.values[site], self.other.sublayers[site]
-        elif node.kind == "token":
-            clean, other = self.clean.values[Site("embed")], self.other.embed
-        else:
-            return False
-        return not torch.equal(clean[:, pos], other[:, pos])
+            return self.clean.values[site][at], self.other.sublayers[site][at]
+        if node.kind not in ("feature", "error"):
+            return None
+        write = self.spliced.write_site(f"{node.site}.{node.layer}")
+        if node.kind == "error":
+            return self.clean.errors[write][at], self.other.errors[write][at]
+        clean = self.clean.activations[write][*at, node.feature]
+        other = self.other.activations[write][*at, node.feature]
+        return clean, torch.where(clean != 0, other, clean)
 
     def _masks(self, nodes: Sequence[Node], kept: Bool[Tensor, "circuit node"]) -> Keep:
         n_circuits, n_pos = len(kept), self.clean.n_pos

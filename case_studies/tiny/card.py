@@ -19,9 +19,11 @@ __all__ = ["measure_tiny", "write_card"]
 
 def _prose_losses(model: SubjectModel, prose: Path) -> dict[str, float]:
     """Loss of `tiny` and of a bigram model on wikitext-2's validation split, nats a token."""
+    tokenizer = model.tokenizer
+    assert tokenizer is not None, "tiny comes with its tokenizer"
 
     def rows(split: str) -> torch.Tensor:
-        ids = model.tokenizer(read_prose(prose, split), add_special_tokens=False).input_ids
+        ids = tokenizer(read_prose(prose, split), add_special_tokens=False).input_ids
         return pack_documents(ids, model.n_ctx, model.bos_token, n_rows=10**6)
 
     held_out = rows("valid")

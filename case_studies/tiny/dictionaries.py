@@ -41,10 +41,11 @@ def dictionary_config(model: str, *, n_tokens: int, seed: int) -> TrainingConfig
 def _rows(model: SubjectModel, prose: Path, seed: int) -> Int[Tensor, "row context"]:
     """Rows of prose, and rows of one task document each, in a shuffled order."""
     paragraphs = read_prose(prose, "train")
-    rng = random.Random(seed)
+    rng, tokenizer = random.Random(seed), model.tokenizer
+    assert tokenizer is not None, "tiny comes with its tokenizer"
 
     def ids(texts: list[str]) -> list[list[int]]:
-        return model.tokenizer(texts, add_special_tokens=False).input_ids
+        return tokenizer(texts, add_special_tokens=False).input_ids
 
     width, bos = model.n_ctx, model.bos_token
     in_prose = pack_documents(ids(paragraphs), width, bos, n_rows=_PROSE_ROWS)

@@ -28,26 +28,35 @@ class TinyTraining(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    d_vocab: int = Field(4096, description="tokens in the vocabulary")
-    d_model: int = Field(128, description="width of the residual stream")
-    n_layers: int = Field(4, description="transformer blocks")
-    n_heads: int = Field(4, description="attention heads a block")
-    n_ctx: int = Field(128, description="longest context, in tokens")
-    n_steps: int = Field(3600, description="optimiser steps")
-    prose_rows: int = Field(16, description="rows of `n_ctx` tokens of prose a step")
-    task_rows: int = Field(64, description="documents of each task a step")
-    word_share: float = Field(0.25, description="share of IOI documents about random words")
-    answer_weight: float = Field(1.0, description="extra weight of the task answers in the loss")
-    lr: float = Field(3e-3, description="peak AdamW learning rate")
-    weight_decay: float = Field(0.05, description="AdamW weight decay")
-    seed: int = Field(0, description="seed of weights, batches and documents")
+    d_vocab: int = Field(default=4096, description="tokens in the vocabulary")
+    d_model: int = Field(default=128, description="width of the residual stream")
+    n_layers: int = Field(default=4, description="transformer blocks")
+    n_heads: int = Field(default=4, description="attention heads a block")
+    n_ctx: int = Field(default=128, description="longest context, in tokens")
+    n_steps: int = Field(default=3600, description="optimiser steps")
+    prose_rows: int = Field(default=16, description="rows of `n_ctx` tokens of prose a step")
+    task_rows: int = Field(default=64, description="documents of each task a step")
+    word_share: float = Field(default=0.25, description="share of IOI documents about random words")
+    answer_weight: float = Field(
+        default=1.0, description="extra weight of the task answers in the loss"
+    )
+    lr: float = Field(default=3e-3, description="peak AdamW learning rate")
+    weight_decay: float = Field(default=0.05, description="AdamW weight decay")
+    seed: int = Field(default=0, description="seed of weights, batches and documents")
+
+
+def bos_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The id of BOS, which ends documents too."""
+    bos = tokenizer.bos_token_id
+    assert isinstance(bos, int), "train_tokenizer sets one BOS token"
+    return bos
 
 
 def pack_prose(
     tokenizer: PreTrainedTokenizerFast, paragraphs: list[str], n_ctx: int
 ) -> Int[Tensor, "row n_ctx"]:
     """Concatenate paragraphs, BOS between them, into rows that each begin with BOS."""
-    bos = tokenizer.bos_token_id
+    bos = bos_id(tokenizer)
     ids = [i for row in tokenizer(paragraphs).input_ids for i in row]
     n_rows = len(ids) // (n_ctx - 1)
     rows = torch.tensor(ids[: n_rows * (n_ctx - 1)]).view(n_rows, n_ctx - 1)
@@ -77,7 +86,7 @@ def _task_batch(
     prompts = tokenizer([prompt for prompt, _ in documents]).input_ids
     rows = tokenizer([prompt + answer + "." for prompt, answer in documents]).input_ids
     width = max(map(len, rows))
-    ids = torch.full((len(rows), width), tokenizer.bos_token_id)
+    ids = torch.full((len(rows), width), bos_id(tokenizer))
     labels = torch.full((len(rows), width), _IGNORE)
     answers = torch.zeros(len(rows), width)
     for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
@@ -132,8 +141,8 @@ def train_tiny(prose: Path, out: Path, config: TinyTraining) -> None:
             n_embd=config.d_model,
             n_layer=config.n_layers,
             n_head=config.n_heads,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=bos_id(tokenizer),
+            eos_token_id=bos_id(tokenizer),
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             resid_pdrop=0.0,

@@ -16,62 +16,93 @@ class TrainingConfig(BaseModel):
 
     model: str = Field(description="name, hub name or folder of the subject model")
     text: str = Field(
-        "sample",
+        default="sample",
         description="`sample` (text sampled from the model), a .txt, .jsonl, .jsonl.gz, .jsonl.xz "
         "or .safetensors file, a folder of .txt files, or the hub name of a dataset",
     )
     sites: tuple[TrainedSite, ...] = Field(
-        ("mlp",), min_length=1, description="`mlp` trains transcoders, every other site SAEs"
+        default=("mlp",),
+        min_length=1,
+        description="`mlp` trains transcoders, every other site SAEs",
     )
-    layers: tuple[int, ...] | None = Field(None, description="blocks to train at; None for all")
-    n_features: int = Field(2304, ge=1, description="features a dictionary")
-    activation: Literal["topk", "jumprelu"] = Field("topk", description="activation function")
-    k: int = Field(32, ge=1, description="features a token: TopK's k, JumpReLU's target L0")
-    skip: bool = Field(False, description="whether transcoders get a linear skip")
+    layers: tuple[int, ...] | None = Field(
+        default=None, description="blocks to train at; None for all"
+    )
+    n_features: int = Field(default=2304, ge=1, description="features a dictionary")
+    activation: Literal["topk", "jumprelu"] = Field(
+        default="topk", description="activation function"
+    )
+    k: int = Field(default=32, ge=1, description="features a token: TopK's k, JumpReLU's target L0")
+    skip: bool = Field(default=False, description="whether transcoders get a linear skip")
 
-    n_tokens: int = Field(4_000_000, ge=1, description="tokens presented; texts repeat if shorter")
-    n_text_tokens: int = Field(
-        500_000, ge=1, description="most distinct tokens of text; what `sample` makes"
+    n_tokens: int = Field(
+        default=4_000_000, ge=1, description="tokens presented; texts repeat if shorter"
     )
-    context: int = Field(128, ge=2, description="tokens a row of text, the first one BOS")
+    n_text_tokens: int = Field(
+        default=500_000, ge=1, description="most distinct tokens of text; what `sample` makes"
+    )
+    context: int = Field(default=128, ge=2, description="tokens a row of text, the first one BOS")
     n_eval_rows: int = Field(
-        32, ge=1, description="rows of text kept out of training, for fidelity"
+        default=32, ge=1, description="rows of text kept out of training, for fidelity"
     )
     pack: bool = Field(
-        True, description="join documents into full rows; if false, each begins a row of its own"
+        default=True,
+        description="join documents into full rows; if false, each begins a row of its own",
     )
 
-    batch_size: int = Field(2048, ge=1, description="tokens an optimiser step")
-    lr: float = Field(1e-3, gt=0, description="peak Adam learning rate")
-    warmup: float = Field(0.02, ge=0, le=1, description="share of steps of linear warm-up")
-    decay: float = Field(0.5, ge=0, le=1, description="share of steps of final linear decay to 0")
-    aux_k: int | None = Field(
-        None, ge=1, description="dead features AuxK uses a token; None for half the target's width"
+    batch_size: int = Field(default=2048, ge=1, description="tokens an optimiser step")
+    lr: float = Field(default=1e-3, gt=0, description="peak Adam learning rate")
+    warmup: float = Field(default=0.02, ge=0, le=1, description="share of steps of linear warm-up")
+    decay: float = Field(
+        default=0.5, ge=0, le=1, description="share of steps of final linear decay to 0"
     )
-    aux_coefficient: float = Field(1 / 32, ge=0, description="weight of the AuxK loss")
+    aux_k: int | None = Field(
+        default=None,
+        ge=1,
+        description="dead features AuxK uses a token; None for half the target's width",
+    )
+    aux_coefficient: float = Field(default=1 / 32, ge=0, description="weight of the AuxK loss")
     dead_after_tokens: int = Field(
-        100_000, ge=1, description="tokens without firing after which a feature counts as dead"
+        default=100_000,
+        ge=1,
+        description="tokens without firing after which a feature counts as dead",
     )
     l0_coefficient: float = Field(
-        0.3,
+        default=0.3,
         ge=0,
         description="JumpReLU: weight of (L0 / k - 1)^2, in units of the target's variance",
     )
-    l0_warmup: float = Field(0.3, ge=0, le=1, description="share of steps that weight grows over")
+    l0_warmup: float = Field(
+        default=0.3, ge=0, le=1, description="share of steps that weight grows over"
+    )
     bandwidth: float = Field(
-        0.1, gt=0, description="JumpReLU: width of the kernel, in standard deviations of inputs"
+        default=0.1,
+        gt=0,
+        description="JumpReLU: width of the kernel, in standard deviations of inputs",
     )
 
     buffer_tokens: int = Field(
-        200_000, ge=1, description="tokens shuffled together when activations do not fit in memory"
+        default=200_000,
+        ge=1,
+        description="tokens shuffled together when activations do not fit in memory",
     )
     activation_cache_gb: float = Field(
-        6.0, ge=0, description="memory for keeping all activations over epochs, in GB; 0 for never"
+        default=6.0,
+        ge=0,
+        description="memory for keeping all activations over epochs, in GB; 0 for never",
     )
-    model_batch_rows: int = Field(16, ge=1, description="rows a forward pass of the subject model")
-    checkpoint_every: int = Field(500, ge=1, description="optimiser steps between checkpoints")
-    save_dtype: Literal["float32", "float16"] = Field("float32", description="weights in the files")
-    seed: int = Field(0, ge=0, description="seed of sampled text, order of tokens and weights")
+    model_batch_rows: int = Field(
+        default=16, ge=1, description="rows a forward pass of the subject model"
+    )
+    checkpoint_every: int = Field(
+        default=500, ge=1, description="optimiser steps between checkpoints"
+    )
+    save_dtype: Literal["float32", "float16"] = Field(
+        default="float32", description="weights in the files"
+    )
+    seed: int = Field(
+        default=0, ge=0, description="seed of sampled text, order of tokens and weights"
+    )
 
     @property
     def n_steps(self) -> int:

@@ -126,7 +126,9 @@ class Learner:
         c = self._config
         rate = learning_rate(step, c.n_steps, peak=c.lr, warmup=c.warmup, decay=c.decay)
         names = list(self.parameters)
-        torch._fused_adam_(
+        # The function behind torch.optim.Adam(fused=True), without an optimiser's own state: what
+        # a resumed run needs is all in `state`.
+        torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
             [self.parameters[name] for name in names],
             [gradients[name] for name in names],
             [self._moments[f"first.{name}"] for name in names],
