@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Memory that glibc hands back after every pass is slow to get again: up to three times slower.
-export MALLOC_MMAP_THRESHOLD_ = 4000000000
-export MALLOC_TRIM_THRESHOLD_ = 8000000000
+export MALLOC_MMAP_THRESHOLD_ = 268435456
+export MALLOC_TRIM_THRESHOLD_ = 1073741824
 
 .PHONY: demo test check format lint types install install-dev tiny clean
 
