@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Memory that glibc hands back after every pass is slow to get again: up to three times slower.
-export MALLOC_MMAP_THRESHOLD_ = 268435456
-export MALLOC_TRIM_THRESHOLD_ = 1073741824
+export MALLOC_MMAP_THRESHOLD_ = 67108864
+export MALLOC_TRIM_THRESHOLD_ = 268435456
 
 .PHONY: demo test check format lint types install install-dev tiny clean
 
@@ -41,7 +41,7 @@ lint: install-dev
 	$(BIN)/ruff check .
 
 types: install-dev
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # Makes the shipped model and its dictionaries again (about an hour on 2 cores).
 

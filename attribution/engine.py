@@ -25,7 +25,7 @@ def attribute(
     target: Target | Sequence[Target] | None = None,
     *,
     feature_rows: bool = True,
-    chunk_bytes: int = 256 * 2**20,
+    chunk_bytes: int = 64 * 2**20,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trace:
     """All edges into `target` and into every active feature.

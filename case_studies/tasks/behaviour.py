@@ -56,7 +56,7 @@ class Behaviour(BaseModel):
 
 
 def final_logits(
-    model: SubjectModel, rows: Sequence[Int[Tensor, " _"]], *, max_bytes: int = 128 * 2**20
+    model: SubjectModel, rows: Sequence[Int[Tensor, " _"]], *, max_bytes: int = 32 * 2**20
 ) -> Float[Tensor, "batch d_vocab"]:
     """Logits at the last position of each prompt, in order; equal lengths run together, unpadded.
 
