@@ -4,10 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# Memory that glibc hands back after every pass is slow to get again: up to three times slower.
-export MALLOC_MMAP_THRESHOLD_ = 67108864
-export MALLOC_TRIM_THRESHOLD_ = 268435456
-
 .PHONY: demo test check format lint types install install-dev tiny clean
 
 demo: install

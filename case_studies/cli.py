@@ -29,7 +29,9 @@ class _LazyGroup(TyperGroup):
 
 def _load(name: str) -> Any:
     from case_studies.commands.errors import reporting_errors
+    from circuits.memory import keep_freed_memory
 
+    keep_freed_memory()
     module = importlib.import_module(f"case_studies.commands.{name}")
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     single.command(name)(reporting_errors(module.command))

@@ -27,7 +27,9 @@ def make(
     from case_studies.tiny.dictionaries import train_dictionaries
     from case_studies.tiny.train import TinyTraining, train_tiny
     from circuits import load_model
+    from circuits.memory import keep_freed_memory
 
+    keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "model.safetensors").exists():
         train_tiny(prose, out, TinyTraining(n_steps=n_steps, seed=seed))
