@@ -149,7 +149,8 @@ def _study_group(
         return kl_to_model(runner.full_logits, runner.logits(nodes, kept)).mean(-1)
 
     worst = float(kl_to_model(runner.full_logits, runner.empty_logits).mean())
-    graph = prune(mean_graph, method="acdc", score=score, threshold=config.threshold * worst)
+    threshold = config.threshold * worst
+    graph = prune(mean_graph, method="acdc", score=score, threshold=threshold, batch=8)
     graph = _drop_idle(graph)
     progress("proof", 0.0)
     return _prove(config, spliced, task, group, choosing[0], proving, graph, universe, conservation)

@@ -13,7 +13,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """From glibc's malloc.h."""
 
 
-def keep_freed_memory(*, largest: int = 64 * 2**20, kept: int = 256 * 2**20) -> bool:
+def keep_freed_memory(*, largest: int = 24 * 2**20, kept: int = 128 * 2**20) -> bool:
     """Tell glibc to reuse freed blocks; elsewhere than on Linux with glibc nothing happens.
 
     Affects the whole process, so only programs call it, never a library function.
