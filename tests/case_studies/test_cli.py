@@ -2,10 +2,8 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from case_studies.cli import COMMANDS, app
 from tests.case_studies.task_models import N_FEATURES, write_dictionaries, write_model
+from tests.limits import files_no_larger_than
 
 PROMPT = "When Mary and Peter went to the store, Peter gave a drink to"
 ROOT = Path(__file__).parents[2]
@@ -249,19 +248,11 @@ def test_an_out_that_is_a_file_is_refused(places: list[str], tmp_path: Path) -> 
     assert path.read_text() == "mine"
 
 
-@pytest.fixture
-def little_room() -> Iterator[None]:
-    """No file may grow beyond 100 kB: writing a larger one fails half-way, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.usefixtures("little_room")
 def test_a_full_disk_leaves_no_half_file(places: list[str], tmp_path: Path) -> None:
-    line = refused(run("attribute", PROMPT, *places, "--out", str(tmp_path)))
-    assert f"{tmp_path / 'circuit.html'}: could not write the file (File too large)" in line
+    with files_no_larger_than(100_000):
+        result = run("attribute", PROMPT, *places, "--out", str(tmp_path))
+    message = f"{tmp_path / 'circuit.html'}: could not write the file (File too large)"
+    assert message in refused(result)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"config.json", "graph.json", "metrics.json"}
     assert all(json.loads((tmp_path / name).read_text()) for name in names)

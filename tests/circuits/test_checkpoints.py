@@ -1,8 +1,6 @@
 """Dictionary files: what goes in comes out, and damage is named, never loaded."""
 
 import json
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from circuits import SAE, Dictionary, load_dictionaries
 from circuits.checkpoints import load_dictionary, load_folder, save_dictionary
 from circuits.files import write_atomically, write_json
 from tests import models
+from tests.limits import files_no_larger_than
 
 TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "W_skip")
 ALL = {
@@ -205,18 +204,9 @@ def test_a_missing_tensor_is_named(saved: Path):
 # --- full disks ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk() -> Iterator[None]:
-    """No file may grow past 4 KiB, as on a full disk; the real error of the real writer."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.usefixtures("small_disk")
 def test_a_full_disk_leaves_nothing(tmp_path: Path):
-    with pytest.raises(OSError, match=r"could not write the file .*too large.*mlp.0.safetens"):
+    wanted = r"could not write the file .*too large.*mlp.0.safetens"
+    with files_no_larger_than(4096), pytest.raises(OSError, match=wanted):
         save_dictionary(models.transcoder(), tmp_path / "mlp.0.safetensors", layer=0, model="toy")
     assert list(tmp_path.iterdir()) == []
 
