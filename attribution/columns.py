@@ -1,10 +1,11 @@
-"""The columns of an attribution matrix: every source of the frozen model and its vector.
+"""The columns of an attribution matrix: every source of the frozen model.
 
-Input-dependent: which features are active, and what the errors and held MLPs are, at one prompt.
+Input-dependent: which features are active is a matter of the prompt.
 """
 
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -12,16 +13,28 @@ from attribution.nodes import Node
 from circuits.sites import Site
 from circuits.spliced import FrozenState, SplicedModel, site_name
 
-__all__ = ["Columns", "FeatureColumns", "index_columns", "position_vectors"]
+__all__ = ["ActiveFeatures", "Columns", "index_columns", "position_vectors"]
 
 
 @dataclass(frozen=True)
-class FeatureColumns:
-    """The active features of one dictionary, one entry a position (lengths differ)."""
+class ActiveFeatures:
+    """The active features of one dictionary at one prompt, position by position.
 
-    features: list[Int[Tensor, " _"]]
-    activations: list[Float[Tensor, " _"]]
-    starts: list[int]
+    Attributes:
+        features: their indices in the dictionary.
+        activations: their activations.
+        ends: how many of them are at positions before `p`, for `p` from 0 to the prompt's length.
+        first_column: the column of the first; the others follow.
+    """
+
+    features: Int[Tensor, " active"]
+    activations: Float[Tensor, " active"]
+    ends: tuple[int, ...]
+    first_column: int
+
+    def at(self, pos: int) -> slice:
+        """The active features at one position."""
+        return slice(self.ends[pos], self.ends[pos + 1])
 
 
 @dataclass
@@ -29,9 +42,16 @@ class Columns:
     """Where each source's column is; per-position blocks (tokens, errors, ...) start at one."""
 
     nodes: list[Node] = field(default_factory=list)
-    features: dict[Site, FeatureColumns] = field(default_factory=dict)
+    features: dict[Site, ActiveFeatures] = field(default_factory=dict)
     blocks: dict[tuple[str, Site], int] = field(default_factory=dict)
     biases: dict[str, int] = field(default_factory=dict)
+
+    def feature_columns(self, device: torch.device) -> Int[Tensor, " feature"]:
+        """The columns of all features, which follow one another in the order of computation."""
+        active = list(self.features.values())
+        first = active[0].first_column if active else 0
+        n_features = sum(len(a.features) for a in active)
+        return torch.arange(first, first + n_features, device=device)
 
 
 def index_columns(spliced: SplicedModel, state: FrozenState) -> Columns:
@@ -78,28 +98,23 @@ def _add_inputs(columns: Columns, state: FrozenState) -> None:
 
 def position_vectors(state: FrozenState) -> Float[Tensor, "pos d_model"]:
     """What enters the residual stream besides the token embedding (zero with rotary positions)."""
-    return (state.values[Site("resid_pre", 0)] - state.values[Site("embed")])[0]
+    return (state.read(Site("resid_pre", 0)) - state.values[Site("embed")])[0]
 
 
 def _add_features(columns: Columns, write: Site, activations: Float[Tensor, "pos feature"]) -> None:
-    features, values, starts = [], [], []
-    for pos, row in enumerate(activations):
-        active = row.nonzero()[:, 0]
-        starts.append(len(columns.nodes))
-        features.append(active)
-        values.append(row[active])
-        columns.nodes.extend(
-            Node(
-                kind="feature",
-                layer=write.layer,
-                site=site_name(write),
-                pos=pos,
-                feature=feature,
-                activation=value,
-            )
-            for feature, value in zip(active.tolist(), row[active].tolist(), strict=True)
+    positions, features = activations.nonzero(as_tuple=True)
+    values = activations[positions, features]
+    counts = torch.bincount(positions, minlength=len(activations)).cumsum(0)
+    columns.features[write] = ActiveFeatures(
+        features, values, (0, *counts.tolist()), len(columns.nodes)
+    )
+    layer, site = write.layer, site_name(write)
+    columns.nodes.extend(
+        Node(kind="feature", layer=layer, site=site, pos=pos, feature=feature, activation=value)
+        for pos, feature, value in zip(
+            positions.tolist(), features.tolist(), values.tolist(), strict=True
         )
-    columns.features[write] = FeatureColumns(features, values, starts)
+    )
 
 
 def _add_block(columns: Columns, kind: str, site: Site, n_pos: int) -> None:

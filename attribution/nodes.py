@@ -71,6 +71,8 @@ class NodeTable(Sequence[Node]):
         Raises:
             KeyError: if no node has that id.
         """
+        if node_id not in self._row:
+            raise KeyError(f"no node is called {node_id!r}; ids look like {self._nodes[-1].id!r}")
         return self._row[node_id]
 
     def where(self, **columns: object) -> list[int]:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.sites import Site
-from circuits.spliced import FrozenState, SplicedModel, site_name
+from circuits.spliced import FrozenState, SplicedModel, canonical, site_name
 from circuits.subject import SubjectModel
 
 __all__ = [
@@ -30,13 +30,17 @@ TokenLike = str | int
 
 @dataclass(frozen=True)
 class Readout:
-    """One linear functional of the frozen model: `<vector, value at (site, pos)> + constant`."""
+    """One linear functional of the frozen model: `<vector, value at (site, pos)> + constant`.
+
+    `weight` is how much it counts among several outputs when influence is shared out.
+    """
 
     name: str
     site: Site
     pos: int
     vector: Float[Tensor, " d_model"]
     constant: float
+    weight: float = 1.0
 
 
 def _token_id(model: SubjectModel, token: TokenLike) -> int:
@@ -127,13 +131,21 @@ class TopLogits:
         model, pos = spliced.model, _position(self.pos, state.n_pos)
         p, ids = state.logits[0, pos].softmax(-1).topk(min(self.max_n, model.d_vocab))
         n = int((p.double().cumsum(0) < self.mass).sum()) + 1
-        readouts = []
-        for token in ids[:n].tolist():
-            weights = state.logits.new_full((model.d_vocab,), -1.0 / model.d_vocab)
-            weights[token] += 1.0
-            text = model.token_strings([token])[0]
-            readouts.append(logit_readout(model, f"{text!r} ({token})", weights, pos))
-        return readouts
+        everyone = state.logits.new_full((model.d_vocab,), 1.0 / model.d_vocab)
+        mean = logit_readout(model, "mean logit", everyone, pos)
+        return [
+            Readout(
+                f"{text!r} ({token})",
+                Site("unembed_in"),
+                pos,
+                model.W_U[:, token] - mean.vector,
+                float(model.b_U[token]) - mean.constant,
+                float(probability),
+            )
+            for token, text, probability in zip(
+                ids[:n].tolist(), model.token_strings(ids[:n]), p[:n], strict=True
+            )
+        ]
 
 
 @dataclass(frozen=True)
@@ -188,7 +200,7 @@ class DirectionTarget:
             )
         pos = _position(self.pos, state.n_pos)
         vector = self.vector.to(state.logits)
-        return [Readout(f"direction at {self.site}", self.site, pos, vector, 0.0)]
+        return [Readout(f"direction at {self.site}", canonical(self.site), pos, vector, 0.0)]
 
 
 Target = LogitDifference | ProbabilityDifference | TopLogits | FeatureTarget | DirectionTarget

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -10,12 +11,18 @@ __all__ = ["fast_float32"]
 _TOLERANCE = 1e-5
 
 
-def _product_error() -> float:
-    """Relative error of one float32 product at the present setting."""
+@cache
+def _is_float32(precision: str) -> bool:
+    """Whether products of float32 matrices keep its accuracy at a setting (tried once)."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
     exact = a.double() @ b.double()
-    return float((a @ b - exact).norm() / exact.norm())
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        return float((a @ b - exact).norm() / exact.norm()) < _TOLERANCE
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager
@@ -23,13 +30,13 @@ def fast_float32() -> Iterator[None]:
     """Let CPU products use oneDNN ("medium" precision) if that still is float32 here.
 
     On CPUs with bfloat16 matrix units "medium" may mean bfloat16; then nothing changes. The
-    setting is global to the process and put back at the end.
+    setting is global to the process and put back at the end. oneDNN writes code, and keeps memory,
+    for every new shape: worth it for large products of few shapes.
     """
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    if _is_float32("medium"):
+        torch.set_float32_matmul_precision("medium")
     try:
-        if _product_error() > _TOLERANCE:
-            torch.set_float32_matmul_precision(before)
         yield
     finally:
         torch.set_float32_matmul_precision(before)

@@ -13,6 +13,11 @@ SiteKind = Literal[
     "mlp_raw_out",  # the MLP's output before any post-norm (Gemma); a transcoder's target
     "mlp_out",  # what the MLP adds to the residual stream
     "pattern",  # attention probabilities [batch, head, query, key]
+    "attn_scores",  # what the softmax reads [batch, head, query, key]: softcapped and masked
+    "rotary_cos",  # tables of the rotation of queries and keys [batch, pos, rotary]
+    "rotary_sin",
+    "q_norm_scale",  # denominators of query and key norms [batch, head, pos, 1] (Qwen3, Gemma 3)
+    "k_norm_scale",
     "ln1_scale",  # norm denominators [batch, pos, 1]
     "ln2_scale",
     "ln1_post_scale",

@@ -7,7 +7,7 @@ one prompt, so that everything between dictionaries is affine.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -19,9 +19,20 @@ from circuits.interventions import Intervention, intervene
 from circuits.sites import Site
 from circuits.subject import Edit, SubjectModel
 
-__all__ = ["FrozenState", "Mode", "Placement", "SplicedModel", "SplicedRun", "site_name"]
+__all__ = [
+    "FrozenState",
+    "HeldMode",
+    "Mode",
+    "Placement",
+    "SplicedModel",
+    "SplicedRun",
+    "canonical",
+    "site_name",
+]
 
 Mode = Literal["replace", "exact", "frozen"]
+HeldMode = Literal["exact", "replace"]
+"""What a held state is of: the model as it is, or as it runs on reconstructions."""
 
 
 def site_name(site: Site) -> str:
@@ -59,10 +70,33 @@ class FrozenState:
     pre_activations: dict[Site, Float[Tensor, "batch pos feature"]]
     activations: dict[Site, Float[Tensor, "batch pos feature"]]
     errors: dict[Site, Float[Tensor, "batch pos d_model"]]
+    arriving: dict[Site, Float[Tensor, "batch pos d_model"]] = field(default_factory=dict)
+    """Where an SAE replaced what it read: the value before it. `values` has what went on."""
+
+    def read(self, site: Site) -> Float[Tensor, "batch pos d_model"]:
+        """What a dictionary at `site` reads."""
+        return self.arriving.get(site, self.values[site])
 
     @property
     def n_pos(self) -> int:
         return self.tokens.shape[1]
+
+    def select(self, prompt: int) -> "FrozenState":
+        """The state of one of the prompts."""
+        one = slice(prompt, prompt + 1)
+
+        def of(tensors: dict[Site, Tensor]) -> dict[Site, Tensor]:
+            return {site: tensor[one] for site, tensor in tensors.items()}
+
+        return FrozenState(
+            self.tokens[one],
+            self.logits[one],
+            of(self.values),
+            of(self.pre_activations),
+            of(self.activations),
+            of(self.errors),
+            of(self.arriving),
+        )
 
 
 class SplicedModel:
@@ -114,7 +148,7 @@ class SplicedModel:
                 f"want a Transcoder or an SAE for {key!r}, got {type(placed).__name__}"
             )
         read, write = placed.read_site(layer), placed.write_site(layer)
-        return Placement(placed, _canonical(read), _canonical(write))
+        return Placement(placed, canonical(read), canonical(write))
 
     def write_site(self, site: Site | str) -> Site:
         """The placement that `site` names (`mlp.2` or a Site).
@@ -124,13 +158,19 @@ class SplicedModel:
         """
         kind, layer = (site_name(site), site.layer) if isinstance(site, Site) else _split(site)
         for write in self.placements:
-            if write == _canonical(Site("mlp_raw_out" if kind == "mlp" else kind, layer)):  # type: ignore[arg-type]
+            if write == canonical(Site("mlp_raw_out" if kind == "mlp" else kind, layer)):  # type: ignore[arg-type]
                 return write
         names = ", ".join(f"{site_name(s)}.{s.layer}" for s in self.placements)
         raise ValueError(f"no dictionary at {site!r}; there are {names or 'none'}")
 
-    def state(self, tokens: Int[Tensor, "batch pos"]) -> FrozenState:
-        """Run the original model once and keep everything that `frozen` mode holds."""
+    def state(self, tokens: Int[Tensor, "batch pos"], mode: HeldMode = "exact") -> FrozenState:
+        """Run the model once and keep everything that `frozen` mode holds.
+
+        Args:
+            tokens: token ids.
+            mode: `exact` keeps the original model; `replace` the model as it runs on
+                reconstructions, whose errors are zero except at BOS.
+        """
         model = self.model
         scales = model.scale_sites()
         blocks = [
@@ -148,14 +188,19 @@ class SplicedModel:
         ]
         sites = [Site("embed"), *blocks, *scales, Site("unembed_in")]
         # A fresh tensor at every denominator makes each norm compute in the model's own dtype.
-        logits, values = model.run(tokens, edits={s: torch.clone for s in scales}, capture=sites)
+        edits: dict[Site, Edit] = {s: torch.clone for s in scales}
+        arriving: dict[Site, Tensor] = {}
+        if mode == "replace":
+            edits |= self._splice(tokens, mode, {}, None, False, {}, arriving)
+        logits, values = model.run(tokens, edits=edits, capture=sites)
         pre, post, errors = {}, {}, {}
         for write, placement in self.placements.items():
-            x = values[placement.read]
+            x = arriving.get(placement.read, values[placement.read])
             pre[write] = placement.dictionary.pre_activations(x)
             post[write] = placement.dictionary.activate(pre[write])
             errors[write] = values[write] - placement.dictionary.decode(post[write], x)
-        return FrozenState(tokens, logits, values, pre, post, errors)
+        arriving = {site: x for site, x in arriving.items() if site in self.placements}
+        return FrozenState(tokens, logits, values, pre, post, errors, arriving)
 
     def run(
         self,
@@ -194,31 +239,51 @@ class SplicedModel:
         for change in interventions:
             changes[self.write_site(change.site)].append(change)
         edits: dict[Site, Edit] = {} if state is None else self._held(state)
-        is_bos = (tokens == self.model.bos_token)[..., None]
         seen: dict[Site, tuple[Tensor, Tensor]] = {}
-        inputs: dict[Site, Tensor] = {}
+        edits |= self._splice(tokens, mode, changes, state, hold_features, seen, {})
+        logits, _ = self.model.run(tokens, edits=edits)
+        return SplicedRun(
+            logits,
+            {write: z for write, (z, _) in seen.items()},
+            {write: a for write, (_, a) in seen.items()},
+        )
+
+    def _splice(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mode: Mode,
+        changes: Mapping[Site, list[Intervention]],
+        state: FrozenState | None,
+        hold_features: bool,
+        seen: dict[Site, tuple[Tensor, Tensor]],
+        inputs: dict[Site, Tensor],
+    ) -> dict[Site, Edit]:
+        """Edits that run the dictionaries; what they read is put into `inputs`, and what they make
+        of it into `seen`.
+        """
+        is_bos = (tokens == self.model.bos_token)[..., None]
+        edits: dict[Site, Edit] = {}
 
         def remember(read: Site) -> Edit:
             return lambda x: inputs.setdefault(read, x)
 
         def splice(write: Site) -> Edit:
-            placement = self.placements[write]
+            placement, mine = self.placements[write], changes.get(write, [])
+            dictionary = placement.dictionary
 
             def edit(y: Tensor) -> Tensor:
-                x = y if placement.read == write else inputs[placement.read]
-                z = placement.dictionary.pre_activations(x)
-                a = placement.dictionary.activate(z)
+                x = inputs.setdefault(placement.read, y)
+                z = dictionary.pre_activations(x)
+                a = dictionary.activate(z)
                 base = state.activations[write] if state is not None and hold_features else a
-                new = intervene(base, changes[write]) if changes[write] else base
+                new = intervene(base, mine) if mine else base
                 seen[write] = (z, new)
                 if mode == "exact":
-                    return (
-                        y + (new - a) @ placement.dictionary.W_dec if changes[write] else y.clone()
-                    )
-                out = placement.dictionary.decode(new, x)
+                    return y + (new - a) @ dictionary.W_dec if mine else y.clone()
+                out = dictionary.decode(new, x)
                 if state is not None:
                     return out + state.errors[write]
-                return torch.where(is_bos, y + (new - a) @ placement.dictionary.W_dec, out)
+                return torch.where(is_bos, y + (new - a) @ dictionary.W_dec, out)
 
             return edit
 
@@ -226,12 +291,7 @@ class SplicedModel:
             if placement.read != write:
                 edits[placement.read] = remember(placement.read)
             edits[write] = splice(write)
-        logits, _ = self.model.run(tokens, edits=edits)
-        return SplicedRun(
-            logits,
-            {write: z for write, (z, _) in seen.items()},
-            {write: a for write, (_, a) in seen.items()},
-        )
+        return edits
 
     def _held(self, state: FrozenState) -> dict[Site, Edit]:
         """Edits that hold patterns, denominators and unreplaced MLPs at `state`."""
@@ -245,7 +305,7 @@ class SplicedModel:
         return {site: hold(site) for site in sites}
 
 
-def _canonical(site: Site) -> Site:
+def canonical(site: Site) -> Site:
     """The residual stream between two blocks has one name: `resid_post` of the lower one."""
     if site.kind == "resid_pre" and site.layer > 0:
         return Site("resid_post", site.layer - 1)

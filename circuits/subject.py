@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from circuits.sites import NormName, Site, SiteKind
 
-__all__ = ["Edit", "Heads", "Norm", "SubjectModel"]
+__all__ = ["Edit", "Heads", "Norm", "QueryKey", "SubjectModel"]
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -28,6 +28,11 @@ _HOOKS: dict[SiteKind, str] = {
     "mlp_raw_out": "blocks.{}.mlp.hook_out",
     "mlp_out": "blocks.{}.hook_mlp_out",
     "pattern": "blocks.{}.attn.hook_pattern",
+    "attn_scores": "blocks.{}.attn.hook_attn_scores",
+    "rotary_cos": "blocks.{}.attn.hook_cos",
+    "rotary_sin": "blocks.{}.attn.hook_sin",
+    "q_norm_scale": "blocks.{}.attn.q_norm.hook_scale",
+    "k_norm_scale": "blocks.{}.attn.k_norm.hook_scale",
     "ln1_scale": "blocks.{}.ln1.hook_scale",
     "ln2_scale": "blocks.{}.ln2.hook_scale",
     "ln1_post_scale": "blocks.{}.ln1_post.hook_scale",
@@ -69,15 +74,43 @@ class Norm:
         g = g * self.gain / scale
         return g - g.mean(-1, keepdim=True) if self.centred else g
 
+    def to(self, dtype: torch.dtype) -> "Norm":
+        """The same norm in another dtype."""
+        return Norm(self.gain.to(dtype), self.bias.to(dtype), self.centred)
+
 
 @dataclass(frozen=True)
 class Heads:
-    """Value and output weights of one layer, one entry a *query* head (grouped heads expanded)."""
+    """Value and output weights of one layer, one entry a *query* head (grouped heads expanded).
+
+    `group` query heads in a row share their value weights.
+    """
 
     W_V: Float[Tensor, "head d_model d_head"]
     W_O: Float[Tensor, "head d_head d_model"]
     b_V: Float[Tensor, "head d_head"]
     b_O: Float[Tensor, " d_model"]
+    group: int = 1
+
+
+@dataclass(frozen=True)
+class QueryKey:
+    """Query and key weights of one layer, one entry a *query* head (grouped heads expanded).
+
+    With x the output of `ln1`, rho the denominators of query and key norms (1 where there are
+    none; their gains are folded in here) and R the rotation of the position (none without RoPE):
+
+        score[q, k] = scale * <R_q (x_q W_Q + b_Q) / rho_q, R_k (x_k W_K + b_K) / rho_k>
+
+    and the softmax reads `softcap * tanh(score / softcap)`, or the score where `softcap` is 0.
+    """
+
+    W_Q: Float[Tensor, "head d_model d_head"]
+    W_K: Float[Tensor, "head d_model d_head"]
+    b_Q: Float[Tensor, "head d_head"]
+    b_K: Float[Tensor, "head d_head"]
+    scale: float
+    softcap: float
 
 
 class SubjectModel:
@@ -113,6 +146,7 @@ class SubjectModel:
         self.parallel: bool = bool(cfg.parallel_attn_mlp)
         self.logit_softcap: float = max(float(cfg.output_logits_soft_cap or 0.0), 0.0)
         self._heads = lru_cache(maxsize=None)(self._read_heads)
+        self._query_keys = lru_cache(maxsize=None)(self._read_query_key)
 
     @classmethod
     def from_transformers(
@@ -182,9 +216,69 @@ class SubjectModel:
         repeats = W_O.shape[0] // W_V.shape[0]
         b_V = W_V.new_zeros(W_V.shape[0], W_V.shape[2]) if attention.b_V is None else attention.b_V
         b_O = W_O.new_zeros(self.d_model) if attention.b_O is None else attention.b_O.detach()
-        return Heads(
-            W_V.repeat_interleave(repeats, 0), W_O, b_V.detach().repeat_interleave(repeats, 0), b_O
+        b_V = b_V.detach()
+        if repeats > 1:  # repeating copies, which one head a group does not need
+            W_V, b_V = W_V.repeat_interleave(repeats, 0), b_V.repeat_interleave(repeats, 0)
+        return Heads(W_V, W_O, b_V, b_O, repeats)
+
+    def query_key(self, layer: int) -> QueryKey:
+        """Query and key weights of `layer`, expanded to query heads and cached.
+
+        Raises:
+            ValueError: if scores of this architecture are not `QueryKey`'s formula.
+        """
+        return self._query_keys(layer)
+
+    def _read_query_key(self, layer: int) -> QueryKey:
+        attention, cfg = self._bridge.blocks[layer].attn, self._bridge.cfg
+        if cfg.positional_embedding_type not in ("standard", "rotary"):
+            raise ValueError(
+                f"attention scores of {self.name!r} add a term for positions "
+                f"({cfg.positional_embedding_type}); want learned or rotary positions"
+            )
+        if cfg.rotary_adjacent_pairs or cfg.rotary_interleaved_cos_sin:
+            raise ValueError(
+                f"{self.name!r} rotates adjacent entries of queries and keys; want the rotation "
+                "of Llama and GPT-NeoX, which pairs entry i with entry i + half the width"
+            )
+        (W_Q, b_Q), (W_K, b_K) = (self._read_side(layer, side) for side in ("q", "k"))
+        component, repeats = attention.original_component, W_Q.shape[0] // W_K.shape[0]
+        return QueryKey(
+            W_Q,
+            W_K.repeat_interleave(repeats, 0),
+            b_Q,
+            b_K.repeat_interleave(repeats, 0),
+            float(getattr(component, "scaling", W_Q.shape[2] ** -0.5)),
+            float(getattr(component, "attn_logit_softcapping", None) or 0.0),
         )
+
+    def _read_side(
+        self, layer: int, side: Literal["q", "k"]
+    ) -> tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "head d_head"]]:
+        """Weights and biases of queries or keys, the gain of their norm folded in."""
+        attention = self._bridge.blocks[layer].attn
+        W = getattr(attention, f"W_{side.upper()}").detach()
+        b = getattr(attention, f"b_{side.upper()}")
+        b = W.new_zeros(W.shape[0], W.shape[2]) if b is None else b.detach()
+        norm = getattr(attention, f"{side}_norm", None)
+        if norm is None:
+            return W, b
+        gain = norm.weight.detach()
+        if not norm.uses_rms_norm or gain.shape != (W.shape[2],):
+            raise ValueError(
+                f"{self.name!r} normalises queries and keys by {type(norm).__name__} with a gain "
+                f"of shape {tuple(gain.shape)}; want one RMSNorm a head, of width {W.shape[2]}"
+            )
+        gain = 1 + gain if norm.uses_weight_offset else gain
+        return W * gain, b * gain
+
+    def score_sites(self, layer: int) -> list[Site]:
+        """Where this model shows what `QueryKey`'s formula depends on beside the weights, and the
+        scores themselves.
+        """
+        kinds: tuple[SiteKind, ...] = ("rotary_cos", "rotary_sin", "q_norm_scale", "k_norm_scale")
+        sites = [Site(kind, layer) for kind in (*kinds, "attn_scores")]
+        return [s for s in sites if _HOOKS[s.kind].format(s.layer) in self._bridge.hook_dict]
 
     def scale_sites(self) -> list[Site]:
         """Every norm denominator that must be held for the frozen model to be affine."""

@@ -24,12 +24,12 @@ def build_graph(trace: Trace) -> CircuitGraph:
         both have a record the source's is kept, with its activation. Attributions as in the trace.
     """
     nodes = NodeTable(_union([trace.sources, trace.targets]))
-    target, source = trace.edges.nonzero(as_tuple=True)
+    target, source, values = trace.blocks.nonzero()
     return CircuitGraph(
         nodes=nodes,
         edge_target=_rows(trace.targets, nodes)[target.cpu()],
         edge_source=_rows(trace.sources, nodes)[source.cpu()],
-        edge_attribution=trace.edges[target, source].detach().cpu(),
+        edge_attribution=values.cpu(),
         metadata=GraphMetadata(
             model=trace.model_name,
             prompt="".join(trace.token_strings),

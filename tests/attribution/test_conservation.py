@@ -121,7 +121,7 @@ def test_the_chunk_size_does_not_matter():
         spliced,
         TOKENS,
         all_targets(spliced),
-        chunk_bytes=3 * 6 * len(TOKENS) * D_MODEL * 8,
+        memory=3 * 6 * len(TOKENS) * D_MODEL * 8,
         progress=lambda done, total: seen.append((done, total)),
     )
     assert torch.allclose(whole.edges, parts.edges, rtol=1e-12, atol=1e-12)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from attribution.edges import Edges
 from attribution.nodes import Node, NodeTable
 from attribution.trace import Trace
 from graphs import average_graphs, build_graph
@@ -20,7 +21,7 @@ def trace() -> Trace:
     return Trace(
         targets=NodeTable([OUT, LOW, HIGH]),
         sources=NodeTable([TOKEN, BIAS, LOW, HIGH]),
-        edges=edges,
+        blocks=Edges.from_dense(edges),
         target_values=edges.sum(1),
         tokens=torch.tensor([4]),
         token_strings=(" a",),
