@@ -1,4 +1,8 @@
-"""Direct logit attribution: what a feature promotes and suppresses. Input-invariant."""
+"""Direct logit attribution: what a feature promotes and suppresses. Input-invariant.
+
+Read through the final norm's gain and centring. Left out, since they need a prompt or are the same
+whatever the feature does: the final norm's denominator and bias, `b_U`, and a final softcap.
+"""
 
 import einops
 from jaxtyping import Float
@@ -21,7 +25,8 @@ def direct_logit_attribution(
         dla[f, v] = <decoder[f], gain * W_U[:, v] (mean removed for a LayerNorm)>
 
     Divide by the final norm's denominator at a position for the push on that prompt. Only the
-    path decoder -> residual stream -> final norm -> unembedding.
+    path decoder -> residual stream -> final norm -> unembedding: `b_U` is no part of it, and with
+    a final softcap (Gemma) it is the push on the logit before the cap.
 
     Args:
         decoder: what the features write into the residual stream.
@@ -37,7 +42,9 @@ def promoted_and_suppressed(
 ) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
     """The tokens whose logits one feature raises most and lowers most, relative to the mean token.
 
-    Where a post-norm follows (Gemma), its gain is applied and its division is not.
+    Direct logit attribution minus its mean over the vocabulary, which a softmax does not see.
+    Where a post-norm follows (Gemma), its gain is applied and its division, by a denominator that
+    depends on the prompt, is not.
 
     Raises:
         ValueError: if there is no such dictionary or feature.

@@ -1,18 +1,23 @@
-"""Virtual weights: how strongly one feature writes into what another reads. Input-invariant."""
+"""Virtual weights: how strongly one feature writes into what another reads. Input-invariant.
+
+A weight is `<what the target reads, what the source writes>`, in the residual stream, or, through
+a head, in the space of that head's values, which is far smaller.
+"""
 
 import einops
 from jaxtyping import Float
 from torch import Tensor
 
-from attribution.deembedding import effective_encoder
-from circuits.sites import Site
+from attribution.deembedding import check_features, effective_encoder, encoder_at_head, fold_norm
+from attribution.routes import Head, check_route
 from circuits.spliced import SplicedModel
+from circuits.subject import Heads, Norm
 
-__all__ = ["direct_virtual_weights", "virtual_weights"]
+__all__ = ["direct_virtual_weights", "readings", "virtual_weights", "write_into_head", "writings"]
 
 
 def direct_virtual_weights(
-    encoder: Float[Tensor, "target d_model"], decoder: Float[Tensor, "source d_model"]
+    encoder: Float[Tensor, "target d_read"], decoder: Float[Tensor, "source d_read"]
 ) -> Float[Tensor, "target source"]:
     """`<encoder[t], decoder[s]>`: the path through the residual stream alone.
 
@@ -25,7 +30,47 @@ def direct_virtual_weights(
         tensor([[3.],
                 [4.]])
     """
-    return einops.einsum(encoder, decoder, "target d_model, source d_model -> target source")
+    return einops.einsum(encoder, decoder, "target d_read, source d_read -> target source")
+
+
+def write_into_head(
+    decoder: Float[Tensor, "source d_model"], heads: Heads, head: int, norm: Norm
+) -> Float[Tensor, "source d_head"]:
+    """What a head makes of decoder directions, before the division of the norm in front of it.
+
+        v = (gain * d) W_V^h    (the mean of `d` removed first for a LayerNorm)
+
+    Biases are left out: they are the same whatever the source does.
+    """
+    return decoder @ fold_norm(heads.W_V[head].T, norm).T
+
+
+def readings(
+    spliced: SplicedModel,
+    target: str,
+    head: Head | None = None,
+    features: list[int] | slice = slice(None),
+) -> Float[Tensor, "target d_read"]:
+    """What features of `target` read: of the residual stream, or of the values of `head`."""
+    model, placement = spliced.model, spliced.placements[spliced.write_site(target)]
+    if head is None:
+        return effective_encoder(model, placement, features)
+    return encoder_at_head(model, placement, head, features)
+
+
+def writings(
+    spliced: SplicedModel,
+    source: str,
+    head: Head | None = None,
+    features: list[int] | slice = slice(None),
+) -> Float[Tensor, "source d_read"]:
+    """What features of `source` write: into the residual stream, or into the values of `head`."""
+    decoder = spliced.placements[spliced.write_site(source)].dictionary.W_dec[features]
+    if head is None:
+        return decoder
+    norm = spliced.model.norm("ln1", head[0])
+    assert norm is not None
+    return write_into_head(decoder, spliced.model.heads(head[0]), head[1], norm)
 
 
 def virtual_weights(
@@ -33,48 +78,42 @@ def virtual_weights(
     target: str,
     source: str,
     *,
+    head: Head | None = None,
     target_features: list[int] | None = None,
+    source_features: list[int] | None = None,
 ) -> Float[Tensor, "target source"]:
-    """Direct virtual weights from every feature of `source` to features of `target`.
+    """Virtual weights from features of `source` to features of `target`, along one path.
+
+    Direct, `w[t, s] = <e_t, d_s>`; through a head, `w[t, s] = d_s W_V W_O e_t` (design 2.5, the
+    input-invariant factor; `e_t` with the norm it reads through folded in, `d_s` with `ln1`).
+
+    The edge's part along this path is `a_s w / sigma_t(q)`, and through a head
+    `a_s w A[q, k] / (sigma_ln1(k) sigma_t(q))`; `sigma_t` is 1 for a residual SAE. Other paths
+    (other heads, skip connections of transcoders between) have weights of their own.
 
     Args:
-        spliced: holds both dictionaries.
+        spliced: holds both dictionaries; any others in it may cut the path.
         target: the reading dictionary, such as `mlp.3`.
-        source: the writing dictionary, such as `mlp.1`; it must write below where `target` reads.
+        source: the writing dictionary, such as `mlp.1`; it must write below where `target` (or
+            `head`) reads.
+        head: (layer, query head) on the way; None is the residual stream alone. Grouped-query
+            models number their query heads.
         target_features: which targets; None takes all.
+        source_features: which sources; None takes all.
 
     Raises:
-        ValueError: if `source` does not write below what `target` reads, if `target` reads a
-            sublayer's output, if something replaces the residual stream between them, or if a
-            post-norm lies on the way (no weights-only form).
+        ValueError: if there is no such dictionary, feature or head; if the places are not in the
+            order source, head, target; if `target` reads a sublayer's output (an SAE on attention's
+            output can be reached through a head of its layer); if something replaces the residual
+            stream or the head's output between them; or if a post-norm lies on the way (no
+            weights-only form).
     """
-    model = spliced.model
-    write, read_at = spliced.write_site(source), spliced.write_site(target)
-    reader = spliced.placements[read_at]
-    encoder = effective_encoder(model, reader)
-    if not (write.layer, _HEIGHT[write.kind]) < (reader.read.layer, _READ_HEIGHT[reader.read.kind]):
-        raise ValueError(f"{source} does not write below what {target} reads; swap them?")
-    if model.parallel and write == Site("attn_out", reader.read.layer) and reader.read != read_at:
-        raise ValueError(f"in a parallel block {target} does not read what {source} writes")
-    cut = [
-        site
-        for site in spliced.placements
-        if site.kind in ("resid_pre", "resid_post")
-        and site not in (write, read_at)
-        and (write.layer, _HEIGHT[write.kind]) < (site.layer, _HEIGHT[site.kind])
-        and (site.layer, _HEIGHT[site.kind]) < (reader.read.layer, _READ_HEIGHT[reader.read.kind])
-    ]
-    if cut:
-        raise ValueError(f"{cut[0]} replaces the residual stream between {source} and {target}")
-    if write.kind == "mlp_raw_out" and model.norm("ln2_post", write.layer) is not None:
-        raise ValueError(
-            f"{model.name!r} normalises what {source} writes, with an input-dependent denominator; "
-            "no weights-only direct path exists"
-        )
-    encoder = encoder if target_features is None else encoder[target_features]
-    return direct_virtual_weights(encoder, spliced.placements[write].dictionary.W_dec)
-
-
-_HEIGHT = {"resid_pre": 0, "attn_out": 1, "mlp_raw_out": 3, "mlp_out": 3, "resid_post": 4}
-"""Order of writing places inside a block."""
-_READ_HEIGHT = {"resid_pre": 0, "mlp_in": 2, "resid_post": 4}
+    read_at, write = spliced.write_site(target), spliced.write_site(source)
+    check_route(spliced, read_at, write, head)
+    check_features(spliced.placements[read_at].dictionary, target_features or ())
+    check_features(spliced.placements[write].dictionary, source_features or ())
+    every = slice(None)
+    return direct_virtual_weights(
+        readings(spliced, target, head, every if target_features is None else target_features),
+        writings(spliced, source, head, every if source_features is None else source_features),
+    )
