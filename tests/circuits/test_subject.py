@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -246,6 +247,76 @@ def test_heads_are_one_a_query_head(architecture: str):
     assert not torch.equal(heads.W_V[1], heads.W_V[2]), "repeat, not repeat_interleave"
     assert (heads.b_V.abs().max() > 0) == (architecture not in ("llama_gqa", "gemma2"))
     assert model.heads(1) is heads, "not cached"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_queries_and_keys_are_one_a_query_head(architecture: str):
+    model = models.subject(architecture)
+    weights, grouped = model.query_key(1), architecture in ("llama_gqa", "qwen2", "gemma2")
+    d_head = 12 if architecture == "gemma2" else 8
+    assert weights.W_Q.shape == weights.W_K.shape == (4, D_MODEL, d_head)
+    assert weights.b_Q.shape == weights.b_K.shape == (4, d_head)
+    assert torch.equal(weights.W_K[0], weights.W_K[1]) == grouped
+    assert not torch.equal(weights.W_K[1], weights.W_K[2]), "repeat, not repeat_interleave"
+    assert not torch.equal(weights.W_Q[0], weights.W_Q[1])
+    biased = architecture not in ("llama_gqa", "gemma2")
+    assert (weights.b_Q.abs().max() > 0) == (weights.b_K.abs().max() > 0) == biased
+    gemma = architecture == "gemma2"
+    assert weights.scale == pytest.approx(256**-0.5 if gemma else d_head**-0.5)
+    assert weights.softcap == (4.0 if gemma else 0.0)
+    assert not weights.W_Q.requires_grad
+    assert model.query_key(1) is weights, "not cached"
+
+
+def test_a_fused_projection_is_split_as_the_model_splits_it():
+    """GPT-NeoX interleaves queries, keys and values head by head."""
+    hf = models.hf_model("neox_parallel").gpt_neox.layers[1].attention.query_key_value
+    fused = hf.weight.detach().view(4, 3, 8, D_MODEL)
+    weights = models.subject("neox_parallel").query_key(1)
+    assert torch.equal(weights.W_Q, fused[:, 0].mT)
+    assert torch.equal(weights.W_K, fused[:, 1].mT)
+    assert torch.equal(weights.b_K, hf.bias.detach().view(4, 3, 8)[:, 1])
+
+
+@pytest.mark.parametrize("offset", [True, False])
+def test_gains_of_query_and_key_norms_are_folded_in(offset: bool):
+    shape: dict[str, Any] = models._GROUPED | {"head_dim": 8}
+    config = transformers.Gemma3TextConfig(**shape) if offset else transformers.Qwen3Config(**shape)
+    config._attn_implementation = "eager"
+    hf: Any = transformers.AutoModelForCausalLM.from_config(config)
+    attention = hf.model.layers[1].self_attn
+    with torch.no_grad():
+        attention.q_norm.weight.copy_(torch.arange(8.0))
+        attention.k_norm.weight.copy_(3.0 + torch.arange(8.0))
+    q, k = (p.weight.detach().clone() for p in (attention.q_proj, attention.k_proj))
+    model = SubjectModel.from_transformers(hf, None, "normed")
+    weights = model.query_key(1)
+    want = q.view(4, 8, D_MODEL) * (torch.arange(8.0) + offset)[:, None]
+    assert torch.allclose(weights.W_Q, want.mT)
+    want = k.view(2, 8, D_MODEL) * (3.0 + torch.arange(8.0) + offset)[:, None]
+    assert torch.allclose(weights.W_K, want.mT.repeat_interleave(2, 0))
+    kinds = [site.kind for site in model.score_sites(1)]
+    assert kinds == ["rotary_cos", "rotary_sin", "q_norm_scale", "k_norm_scale", "attn_scores"]
+    norm = model._bridge.blocks[1].attn.k_norm
+    norm.weight.data = torch.ones(16)
+    fresh = SubjectModel(model._bridge, None, "wide")
+    with pytest.raises(ValueError, match=r"gain of shape \(16,\); want one RMSNorm .* of width 8"):
+        fresh.query_key(1)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_scores_are_what_the_softmax_reads(architecture: str):
+    """And an edit of them, or of the tables of rotation, reaches the logits."""
+    model = models.subject(architecture)
+    sites = model.score_sites(1)
+    rotary = [] if architecture == "gpt2" else [Site("rotary_cos", 1), Site("rotary_sin", 1)]
+    assert sites == [*rotary, Site("attn_scores", 1)]
+    pattern = Site("pattern", 1)
+    base, seen = model.run(BATCH, capture=[*sites, pattern])
+    assert torch.allclose(seen[sites[-1]].softmax(-1), seen[pattern], atol=1e-6)
+    for site in sites:
+        logits, _ = model.run(BATCH, edits={site: lambda value: 0.9 * value})
+        assert not torch.allclose(logits, base, atol=1e-4), site
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

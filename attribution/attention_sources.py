@@ -1,0 +1,196 @@
+"""The sources of the residual stream at one position, with the vector that each has written there.
+
+Input-dependent: at one prompt. The vectors add up to the residual stream that a block reads; what
+came through attention is one source a head, since its own inputs lie at other positions.
+"""
+
+from dataclasses import dataclass
+
+import einops
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attribution.nodes import Kind, Node, NodeTable
+from circuits.sites import NormName, Site, SiteKind
+from circuits.spliced import FrozenState, Placement, SplicedModel, site_name
+from circuits.subject import Norm, SubjectModel
+
+__all__ = ["StreamSources", "feature_directions", "stream_sources"]
+
+
+@dataclass(frozen=True, eq=False)
+class StreamSources:
+    """What adds up to the residual stream: `sum_s coefficients[s] * directions[s]`.
+
+    Attributes:
+        nodes: one row a source.
+        coefficients: of a feature its activation, over the denominator of the post-norm that
+            follows (Gemma); of everything else 1.
+        directions: of a feature its decoder direction, times the gain of that post-norm, and of a
+            token or position its embedding: weights alone. Of an error, a held MLP or a head it is
+            what was written at this prompt.
+    """
+
+    nodes: NodeTable
+    coefficients: Float[Tensor, " source"]
+    directions: Float[Tensor, "source d_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    nodes: list[Node]
+    coefficients: Float[Tensor, " part"]
+    directions: Float[Tensor, "part d_model"]
+
+
+@dataclass(frozen=True)
+class _Post:
+    """A post-norm with its denominator held at one position, or none, which changes nothing."""
+
+    norm: Norm | None
+    scale: Float[Tensor, " 1"]
+
+    def linear(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
+        return x if self.norm is None else self.norm.linear(x, self.scale)
+
+    def affine(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
+        return x if self.norm is None else self.linear(x) + self.norm.bias
+
+
+def feature_directions(
+    model: SubjectModel, placement: Placement
+) -> Float[Tensor, "feature d_model"]:
+    """What each feature writes into the residual stream per unit of activation. Input-invariant.
+
+    Where a post-norm follows a transcoder (Gemma) its gain is in and its denominator is not.
+    """
+    decoder = placement.dictionary.W_dec
+    post = model.norm("ln2_post", placement.write.layer)
+    if placement.write.kind != "mlp_raw_out" or post is None:
+        return decoder
+    return post.linear(decoder, decoder.new_ones(1))
+
+
+def stream_sources(
+    spliced: SplicedModel, state: FrozenState, layer: int, pos: int
+) -> StreamSources:
+    """Every source of what block `layer` reads at `pos` (`resid_pre`), exactly.
+
+    Tokens, positions, active features, errors, held MLPs, what skip transcoders carry past their
+    features, heads (`head3.attn`), and constants: output biases of attention with what value
+    biases and norm biases give through the pattern, decoder biases, biases of post-norms. An SAE
+    on the residual stream stands for everything below it.
+    """
+    parts = _resid_dictionary(spliced, state, Site("resid_pre"), pos) or _inputs(state, pos)
+    for below in range(layer):
+        cut = _resid_dictionary(spliced, state, Site("resid_post", below), pos)
+        attention = _attention(spliced, state, below, pos)
+        parts = cut or [*parts, *attention, *_mlp(spliced, state, below, pos)]
+    return StreamSources(
+        NodeTable([node for part in parts for node in part.nodes]),
+        torch.cat([part.coefficients for part in parts]),
+        torch.cat([part.directions for part in parts]),
+    )
+
+
+def _single(
+    kind: Kind, layer: int, site: str, pos: int, vector: Tensor, feature: int = -1
+) -> _Part:
+    activation = 1.0 if layer < 0 else 0.0
+    node = Node(kind=kind, layer=layer, site=site, pos=pos, feature=feature, activation=activation)
+    return _Part([node], vector.new_ones(1), vector[None])
+
+
+def _bias(layer: int, site: str, vector: Float[Tensor, " d_model"]) -> list[_Part]:
+    """A constant, or nothing where the architecture has none there."""
+    return [_single("bias", layer, site, -1, vector)] if vector.any() else []
+
+
+def _inputs(state: FrozenState, pos: int) -> list[_Part]:
+    token = state.values[Site("embed")][0, pos]
+    position = state.values[Site("resid_pre")][0, pos] - token
+    parts = [_single("token", -1, "embed", pos, token, int(state.tokens[0, pos]))]
+    return [*parts, _single("position", -1, "embed", pos, position)] if position.any() else parts
+
+
+def _resid_dictionary(
+    spliced: SplicedModel, state: FrozenState, site: Site, pos: int
+) -> list[_Part]:
+    placement = spliced.placements.get(site)
+    return [] if placement is None else _dictionary(spliced, state, placement, pos)
+
+
+def _dictionary(
+    spliced: SplicedModel, state: FrozenState, placement: Placement, pos: int
+) -> list[_Part]:
+    """Features, error, skip and bias of one dictionary, through a post-norm where there is one."""
+    model, write, dictionary = spliced.model, placement.write, placement.dictionary
+    layer, name = write.layer, site_name(write)
+    post = _Post(None, state.logits.new_ones(1))
+    if write.kind == "mlp_raw_out":
+        post = _post(model, state, "ln2_post", layer, pos)
+    a = state.activations[write][0, pos]
+    active = a.nonzero()[:, 0]
+    nodes = [
+        Node(kind="feature", layer=layer, site=name, pos=pos, feature=f, activation=value)
+        for f, value in zip(active.tolist(), a[active].tolist(), strict=True)
+    ]
+    directions = feature_directions(model, placement)[active]
+    error = post.linear(state.errors[write][0, pos])
+    parts = [
+        _Part(nodes, a[active] / post.scale, directions),
+        _single("error", layer, name, pos, error),
+    ]
+    if dictionary.W_skip is not None:
+        skip = post.linear(state.values[placement.read][0, pos] @ dictionary.W_skip)
+        parts.append(_single("sublayer", layer, "mlp_skip", pos, skip))
+    return [*parts, *_bias(layer, name, post.affine(dictionary.b_dec))]
+
+
+def _mlp(spliced: SplicedModel, state: FrozenState, layer: int, pos: int) -> list[_Part]:
+    model = spliced.model
+    for kind in ("mlp_out", "mlp_raw_out"):
+        placement = spliced.placements.get(Site(kind, layer))
+        if placement is not None:
+            return _dictionary(spliced, state, placement, pos)
+    post = _post(model, state, "ln2_post", layer, pos)
+    raw = state.values[Site("mlp_raw_out", layer)][0, pos]
+    return [
+        _single("sublayer", layer, "mlp", pos, post.linear(raw)),
+        *_bias(layer, "mlp", post.affine(torch.zeros_like(raw))),
+    ]
+
+
+def _attention(spliced: SplicedModel, state: FrozenState, layer: int, pos: int) -> list[_Part]:
+    """`sum_k A[pos, k] ln1(x_k) W_V W_O` of each head; biases, which do not depend on x, apart."""
+    model = spliced.model
+    placement = spliced.placements.get(Site("attn_out", layer))
+    if placement is not None:
+        return _dictionary(spliced, state, placement, pos)
+    heads, ln1 = model.heads(layer), model.norm("ln1", layer)
+    post = _post(model, state, "ln1_post", layer, pos)
+    assert ln1 is not None
+    reached = slice(pos + 1)
+    x = state.values[Site("resid_pre", layer)][0, reached]
+    x = ln1.linear(x, state.values[Site("ln1_scale", layer)][0, reached].to(x.dtype))
+    pattern = state.values[Site("pattern", layer)][0, :, pos, reached].to(x.dtype)
+    z = einops.einsum(pattern @ x, heads.W_V, "head d, head d e -> head e")
+    written = einops.einsum(z, heads.W_O, "head e, head e d -> head d")
+    b_V = pattern.sum(1, keepdim=True) * (heads.b_V + ln1.bias @ heads.W_V)
+    bias = heads.b_O + einops.einsum(b_V, heads.W_O, "head e, head e d -> d")
+    return [
+        *(
+            _single("sublayer", layer, f"head{head}.attn", pos, vector, head)
+            for head, vector in enumerate(post.linear(written))
+        ),
+        *_bias(layer, "attn", post.affine(bias)),
+    ]
+
+
+def _post(model: SubjectModel, state: FrozenState, name: NormName, layer: int, pos: int) -> _Post:
+    norm = model.norm(name, layer)
+    if norm is None:
+        return _Post(None, state.logits.new_ones(1))
+    kind: SiteKind = f"{name}_scale"  # type: ignore[assignment]
+    return _Post(norm, state.values[Site(kind, layer)][0, pos].to(state.logits.dtype))
