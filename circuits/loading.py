@@ -52,7 +52,8 @@ def load_model(
         model: `tiny`, `smollm2`, `gpt2`, any hub name, a local Hugging Face folder, a GGUF file, or
             an in-memory transformers model (which is wrapped in place).
         tokenizer: only for an in-memory model; None to work on token ids.
-        dtype: of the weights: float32 or float64, since attribution is exact to rounding.
+        dtype: of the weights: float32, float64, or bfloat16 for half the memory. Attribution sums
+            in float32 at least; rows then add up to the rounding of the model's own values.
         device: where they go.
         prepend_bos: whether prompts get BOS in front; None does what the tokenizer does (for
             `gpt2`: yes, as in the literature).
@@ -61,8 +62,8 @@ def load_model(
         ValueError: if there is no such model, its architecture cannot be frozen, or `dtype` is
             too coarse.
     """
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+    if dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        raise ValueError(f"dtype must be torch.float32, float64 or bfloat16, got {dtype}")
     if not isinstance(model, str | Path):
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         subject = SubjectModel.from_transformers(

@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.sites import Site, SiteKind
-from circuits.subject import SubjectModel
+from circuits.sites import NormName, Site, SiteKind
+from circuits.subject import Norm, SubjectModel
 
 __all__ = ["UnsupportedArchitectureError", "check_architecture", "dead_sites"]
 
 _BLOCK_SITES: tuple[SiteKind, ...] = (
     *("resid_pre", "resid_post", "attn_out", "mlp_in", "mlp_raw_out", "mlp_out", "pattern"),
 )
-_TOLERANCE = 1e-3
+_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 2e-2}
 
 
 class UnsupportedArchitectureError(ValueError):
@@ -52,17 +52,23 @@ def dead_sites(model: SubjectModel, tokens: Int[Tensor, "batch pos"]) -> list[Si
     return [site for site, g in zip(sites, gradient, strict=True) if g == 0 or not g.isfinite()]
 
 
+def _norm(model: SubjectModel, name: NormName, layer: int) -> Norm | None:
+    """A norm, to compute with in at least float32."""
+    norm = model.norm(name, layer)
+    return None if norm is None else norm.to(torch.promote_types(model.dtype, torch.float32))
+
+
 def _attention_write(
     model: SubjectModel, layer: int, values: dict[Site, Tensor]
 ) -> Float[Tensor, "batch pos d_model"]:
     """What attention writes, rebuilt from the pattern, the norm scales and the weights."""
-    heads, ln1 = model.heads(layer), model.norm("ln1", layer)
+    heads, ln1 = model.heads(layer), _norm(model, "ln1", layer)
     assert ln1 is not None
     x = ln1.linear(values[Site("resid_pre", layer)], values[Site("ln1_scale", layer)]) + ln1.bias
-    v = einops.einsum(x, heads.W_V, "b p d, h d e -> b h p e") + heads.b_V[:, None]
-    z = values[Site("pattern", layer)].to(v.dtype) @ v
-    out = einops.einsum(z, heads.W_O, "b h p e, h e d -> b p d") + heads.b_O
-    post = model.norm("ln1_post", layer)
+    v = einops.einsum(x, heads.W_V.to(x), "b p d, h d e -> b h p e") + heads.b_V[:, None]
+    z = values[Site("pattern", layer)].to(v) @ v
+    out = einops.einsum(z, heads.W_O.to(z), "b h p e, h e d -> b p d") + heads.b_O
+    post = _norm(model, "ln1_post", layer)
     return (
         out if post is None else post.linear(out, values[Site("ln1_post_scale", layer)]) + post.bias
     )
@@ -70,7 +76,9 @@ def _attention_write(
 
 def _gaps(model: SubjectModel, tokens: Int[Tensor, "batch pos"]) -> dict[str, float]:
     """Relative gaps between captured values and the linear formulas that should give them."""
-    logits, values = model.run(tokens, capture=_sites(model))
+    logits, captured = model.run(tokens, capture=_sites(model))
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    values = {site: value.to(dtype) for site, value in captured.items()}
 
     def gap(want: Tensor, got: Tensor) -> float:
         return float((want - got).abs().max() / want.abs().max().clamp_min(1e-6))
@@ -83,22 +91,22 @@ def _gaps(model: SubjectModel, tokens: Int[Tensor, "batch pos"]) -> dict[str, fl
             at["attn_out"], _attention_write(model, layer, values)
         )
         gaps[f"residual sum of layer {layer}"] = gap(at["resid_post"], middle + at["mlp_out"])
-        ln2 = model.norm("ln2", layer)
+        ln2 = _norm(model, "ln2", layer)
         assert ln2 is not None
         read = at["resid_pre"] if model.parallel else middle
         rebuilt = ln2.linear(read, values[Site("ln2_scale", layer)]) + ln2.bias
         gaps[f"pre-MLP norm of layer {layer}"] = gap(at["mlp_in"], rebuilt)
-        post = model.norm("ln2_post", layer)
+        post = _norm(model, "ln2_post", layer)
         if post is not None:
             scale = values[Site("ln2_post_scale", layer)]
             rebuilt = post.linear(at["mlp_raw_out"], scale) + post.bias
             gaps[f"post-MLP norm of layer {layer}"] = gap(at["mlp_out"], rebuilt)
-    final = model.norm("final")
+    final = _norm(model, "final", 0)
     assert final is not None
     last = values[Site("resid_post", model.n_layers - 1)]
     rebuilt = final.linear(last, values[Site("final_scale")]) + final.bias
     gaps["final norm"] = gap(values[Site("unembed_in")], rebuilt)
-    raw = values[Site("unembed_in")] @ model.W_U + model.b_U
+    raw = captured[Site("unembed_in")] @ model.W_U + model.b_U
     cap = model.logit_softcap
     gaps["unembedding"] = gap(logits, cap * torch.tanh(raw / cap) if cap else raw)
     return gaps
@@ -113,11 +121,10 @@ def check_architecture(model: SubjectModel) -> None:
     generator = torch.Generator().manual_seed(0)
     n_pos = min(6, model.n_ctx)
     tokens = torch.randint(0, model.d_vocab, (1, n_pos), generator=generator).to(model.device)
+    tolerance = _TOLERANCE[model.dtype]
     try:
         dead = dead_sites(model, tokens)
-        wrong = (
-            {} if dead else {k: v for k, v in _gaps(model, tokens).items() if not v < _TOLERANCE}
-        )
+        wrong = {} if dead else {k: v for k, v in _gaps(model, tokens).items() if not v < tolerance}
     except (AttributeError, KeyError, AssertionError) as error:
         raise UnsupportedArchitectureError(
             f"cannot freeze {model.name!r}: it lacks {error}; supported are pre-norm decoders such "

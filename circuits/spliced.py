@@ -67,7 +67,6 @@ class FrozenState:
     tokens: Int[Tensor, "batch pos"]
     logits: Float[Tensor, "batch pos d_vocab"]
     values: dict[Site, Tensor]
-    pre_activations: dict[Site, Float[Tensor, "batch pos feature"]]
     activations: dict[Site, Float[Tensor, "batch pos feature"]]
     errors: dict[Site, Float[Tensor, "batch pos d_model"]]
     arriving: dict[Site, Float[Tensor, "batch pos d_model"]] = field(default_factory=dict)
@@ -92,7 +91,6 @@ class FrozenState:
             self.tokens[one],
             self.logits[one],
             of(self.values),
-            of(self.pre_activations),
             of(self.activations),
             of(self.errors),
             of(self.arriving),
@@ -193,14 +191,13 @@ class SplicedModel:
         if mode == "replace":
             edits |= self._splice(tokens, mode, {}, None, False, {}, arriving)
         logits, values = model.run(tokens, edits=edits, capture=sites)
-        pre, post, errors = {}, {}, {}
+        activations, errors = {}, {}
         for write, placement in self.placements.items():
             x = arriving.get(placement.read, values[placement.read])
-            pre[write] = placement.dictionary.pre_activations(x)
-            post[write] = placement.dictionary.activate(pre[write])
-            errors[write] = values[write] - placement.dictionary.decode(post[write], x)
+            activations[write] = a = placement.dictionary.encode(x)
+            errors[write] = values[write] - placement.dictionary.decode(a, x)
         arriving = {site: x for site, x in arriving.items() if site in self.placements}
-        return FrozenState(tokens, logits, values, pre, post, errors, arriving)
+        return FrozenState(tokens, logits, values, activations, errors, arriving)
 
     def run(
         self,

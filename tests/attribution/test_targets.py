@@ -146,7 +146,8 @@ def test_an_inactive_feature_can_be_explained(spliced, state):
     site = Site("mlp_raw_out", 0)
     dead = int((state.activations[site][0, 3] == 0).nonzero()[0])
     trace = attribute(spliced, TOKENS, FeatureTarget("mlp.0", dead, pos=3))
-    z = float(state.pre_activations[site][0, 3, dead])
+    placement = spliced.placements[site]
+    z = float(placement.dictionary.pre_activations(state.values[placement.read])[0, 3, dead])
     assert float(trace.edges[0].sum()) == pytest.approx(z, rel=1e-9)
     assert trace.targets[0].id == f"output.mlp0.{dead}"
     assert trace.targets[0].activation == pytest.approx(z)
