@@ -1,6 +1,7 @@
 """Edges as sums over paths of products of factors, against paths followed by hand."""
 
 import itertools
+from dataclasses import replace
 from math import prod
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attribution import LogitDifference, Trace, attribute, factorise, split_by_path, virtual_weights
+from attribution.frozen import freeze_attention
 from circuits import FrozenState, Site, SplicedModel, SubjectModel
 from tests import models
 from tests.models import ARCHITECTURES, MIXTURES
@@ -92,6 +94,83 @@ def test_the_remainder_is_all_paths_through_several_heads(architecture: str):
     assert want.abs().max() > 1e-6
     for i, head in enumerate(split.heads):
         assert torch.allclose(split.values[i, tokens], single[head], rtol=1e-9, atol=1e-12)
+
+
+STEP = 13
+NO_SKIP = {
+    "transcoders": MIXTURES["transcoders"],
+    "residual": MIXTURES["residual"],
+    "sublayers": {
+        "mlp.0": models.transcoder("topk"),
+        "attn_out.0": models.sae("attn_out", seed=6),
+        "mlp_out.1": models.sae("mlp_out", seed=9),
+        "attn_out.2": models.sae("attn_out", "relu", seed=8),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dictionaries", "mode"),
+    [
+        ("gpt2", "transcoders", "exact"),
+        ("gpt2", "sublayers", "replace"),
+        ("neox_parallel", "sublayers", "exact"),
+        ("neox_parallel", "residual", "replace"),
+        ("gemma2", "transcoders", "replace"),
+        ("gemma2", "sublayers", "exact"),
+    ],
+)
+def test_a_path_is_what_the_engine_gives_with_that_head_alone(
+    architecture: str, dictionaries: str, mode, monkeypatch: pytest.MonkeyPatch
+):
+    """For every target: outputs, and features that read the stream or a sublayer's output."""
+    model = models.subject(architecture, torch.float64)
+    spliced = SplicedModel(model, NO_SKIP[dictionaries])
+    targets = [LogitDifference(3, 5), LogitDifference(7, 2, pos=2)]
+    trace = attribute(spliced, TOKENS, targets, mode=mode)
+    splits = [split_by_path(spliced, trace, target.id) for target in trace.targets[::STEP]]
+    kinds = {target.site for target in trace.targets[::STEP]}
+    assert len(kinds) > len(NO_SKIP[dictionaries]) / 2
+
+    def edges_with(alone: tuple[int, int] | None) -> Tensor:
+        def freeze(model: SubjectModel, state: FrozenState, layer: int):
+            frozen = freeze_attention(model, state, layer)
+            mixing = torch.zeros_like(frozen.mixing)
+            if alone is not None and alone[0] == layer:
+                mixing[alone[1]] = frozen.mixing[alone[1]]
+            return replace(frozen, mixing=mixing)
+
+        monkeypatch.setattr("attribution.frozen_prompt.freeze_attention", freeze)
+        return attribute(spliced, TOKENS, targets, mode=mode).edges[::STEP]
+
+    split = torch.tensor([node.kind != "bias" for node in trace.sources])
+    direct, met = edges_with(None), set()
+    for alone in (None, (0, 1), (1, 3), (2, 0)):
+        paths = direct if alone is None else edges_with(alone) - direct
+        for one, want in zip(splits, paths, strict=True):
+            got = torch.zeros_like(want)
+            if alone in one.heads:
+                got = one.values[one.heads.index(alone)]
+                met.add(alone)
+            assert torch.allclose(got[split], want[split], rtol=1e-9, atol=1e-11)
+    assert len(met) > 1
+
+
+def test_what_errors_and_held_mlps_write_is_no_weight():
+    spliced = SplicedModel(models.subject("gpt2"), {"mlp.0": models.transcoder()})
+    trace = attribute(spliced, TOKENS, LogitDifference(3, 5))
+    split = split_by_path(spliced, trace, trace.targets[0].id)
+    for kind, invariant in (
+        ("feature", True),
+        ("token", True),
+        ("position", True),
+        ("error", False),
+        ("sublayer", False),
+    ):
+        column = max(trace.sources.where(kind=kind), key=lambda i: abs(float(split.edges[i])))
+        paths = split.edge(trace.sources[column].id).paths
+        assert paths
+        assert all(path.invariant == invariant for path in paths)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "neox_parallel", "llama_gqa"])
