@@ -8,29 +8,48 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attribution.agreement import Agreement, measure_agreement
-    from attribution.attention import attention_contrast, attention_row, attention_score, score_at
-    from attribution.attention_held import hold_attention
-    from attribution.attention_results import AttentionContrast, AttentionRow, AttentionScore
-    from attribution.attention_weights import (
-        FeaturePairs,
-        qk_virtual_weights,
-        top_qk_virtual_weights,
-    )
-    from attribution.causal import CausalCheck, ablations, check_predictions, sample_ablations
-    from attribution.deembedding import deembed, deembed_feature, deembed_feature_through_head
     from attribution.edges import EdgeBlock, Edges
+    from attribution.effects.agreement import Agreement, measure_agreement
+    from attribution.effects.causal import (
+        CausalCheck,
+        ablations,
+        check_predictions,
+        sample_ablations,
+    )
+    from attribution.effects.influence import absolute_influence, leaf_sources, signed_influence
+    from attribution.effects.paths import Path, TopPaths, top_paths
     from attribution.engine import attribute, attribute_batch
-    from attribution.expected import ExpectedAttribution, expected_attribution
-    from attribution.extended import deembed_feature_extended, extended_embedding, standardise_rows
     from attribution.factors import EdgeFactors, PathFactors, PathSplit, factorise, split_by_path
-    from attribution.influence import absolute_influence, leaf_sources, signed_influence
-    from attribution.logits import direct_logit_attribution, promoted_and_suppressed
+    from attribution.invariant.deembedding import (
+        deembed,
+        deembed_feature,
+        deembed_feature_through_head,
+    )
+    from attribution.invariant.expected import ExpectedAttribution, expected_attribution
+    from attribution.invariant.extended import (
+        deembed_feature_extended,
+        extended_embedding,
+        standardise_rows,
+    )
+    from attribution.invariant.logits import direct_logit_attribution, promoted_and_suppressed
+    from attribution.invariant.null import (
+        Significance,
+        isotropic_significance,
+        matched_significance,
+    )
+    from attribution.invariant.pullbacks import pullback, pullback_on_prompt, top_pullback
+    from attribution.invariant.strongest import (
+        TopSources,
+        WeightPairs,
+        top_sources,
+        top_virtual_weights,
+    )
+    from attribution.invariant.weights import virtual_weights
     from attribution.nodes import Node, NodeTable
-    from attribution.null import Significance, isotropic_significance, matched_significance
-    from attribution.paths import Path, TopPaths, top_paths
-    from attribution.pullbacks import pullback, pullback_on_prompt, top_pullback
-    from attribution.strongest import TopSources, WeightPairs, top_sources, top_virtual_weights
+    from attribution.qk.held import hold_attention
+    from attribution.qk.results import AttentionContrast, AttentionRow, AttentionScore
+    from attribution.qk.scores import attention_contrast, attention_row, attention_score, score_at
+    from attribution.qk.weights import FeaturePairs, qk_virtual_weights, top_qk_virtual_weights
     from attribution.targets import (
         DirectionTarget,
         FeatureTarget,
@@ -40,7 +59,6 @@ if TYPE_CHECKING:
         TopLogits,
     )
     from attribution.trace import Trace
-    from attribution.weights import virtual_weights
 
 __all__ = [
     "Agreement",
@@ -108,68 +126,68 @@ __all__ = [
 ]
 
 _HOME = {
-    "Agreement": "agreement",
-    "AttentionContrast": "attention_results",
-    "AttentionRow": "attention_results",
-    "AttentionScore": "attention_results",
-    "CausalCheck": "causal",
+    "Agreement": "effects.agreement",
+    "AttentionContrast": "qk.results",
+    "AttentionRow": "qk.results",
+    "AttentionScore": "qk.results",
+    "CausalCheck": "effects.causal",
     "DirectionTarget": "targets",
     "EdgeBlock": "edges",
     "EdgeFactors": "factors",
     "Edges": "edges",
-    "ExpectedAttribution": "expected",
-    "FeaturePairs": "attention_weights",
+    "ExpectedAttribution": "invariant.expected",
+    "FeaturePairs": "qk.weights",
     "FeatureTarget": "targets",
     "LogitDifference": "targets",
     "Node": "nodes",
     "NodeTable": "nodes",
-    "Path": "paths",
+    "Path": "effects.paths",
     "PathFactors": "factors",
     "PathSplit": "factors",
     "ProbabilityDifference": "targets",
-    "Significance": "null",
+    "Significance": "invariant.null",
     "Target": "targets",
     "TopLogits": "targets",
-    "TopPaths": "paths",
-    "TopSources": "strongest",
+    "TopPaths": "effects.paths",
+    "TopSources": "invariant.strongest",
     "Trace": "trace",
-    "WeightPairs": "strongest",
-    "ablations": "causal",
-    "absolute_influence": "influence",
-    "attention_contrast": "attention",
-    "attention_row": "attention",
-    "attention_score": "attention",
+    "WeightPairs": "invariant.strongest",
+    "ablations": "effects.causal",
+    "absolute_influence": "effects.influence",
+    "attention_contrast": "qk.scores",
+    "attention_row": "qk.scores",
+    "attention_score": "qk.scores",
     "attribute": "engine",
     "attribute_batch": "engine",
-    "check_predictions": "causal",
-    "deembed": "deembedding",
-    "deembed_feature": "deembedding",
-    "deembed_feature_extended": "extended",
-    "deembed_feature_through_head": "deembedding",
-    "direct_logit_attribution": "logits",
-    "expected_attribution": "expected",
-    "extended_embedding": "extended",
+    "check_predictions": "effects.causal",
+    "deembed": "invariant.deembedding",
+    "deembed_feature": "invariant.deembedding",
+    "deembed_feature_extended": "invariant.extended",
+    "deembed_feature_through_head": "invariant.deembedding",
+    "direct_logit_attribution": "invariant.logits",
+    "expected_attribution": "invariant.expected",
+    "extended_embedding": "invariant.extended",
     "factorise": "factors",
-    "hold_attention": "attention_held",
-    "isotropic_significance": "null",
-    "leaf_sources": "influence",
-    "matched_significance": "null",
-    "measure_agreement": "agreement",
-    "promoted_and_suppressed": "logits",
-    "pullback": "pullbacks",
-    "pullback_on_prompt": "pullbacks",
-    "qk_virtual_weights": "attention_weights",
-    "sample_ablations": "causal",
-    "score_at": "attention",
-    "signed_influence": "influence",
+    "hold_attention": "qk.held",
+    "isotropic_significance": "invariant.null",
+    "leaf_sources": "effects.influence",
+    "matched_significance": "invariant.null",
+    "measure_agreement": "effects.agreement",
+    "promoted_and_suppressed": "invariant.logits",
+    "pullback": "invariant.pullbacks",
+    "pullback_on_prompt": "invariant.pullbacks",
+    "qk_virtual_weights": "qk.weights",
+    "sample_ablations": "effects.causal",
+    "score_at": "qk.scores",
+    "signed_influence": "effects.influence",
     "split_by_path": "factors",
-    "standardise_rows": "extended",
-    "top_paths": "paths",
-    "top_pullback": "pullbacks",
-    "top_qk_virtual_weights": "attention_weights",
-    "top_sources": "strongest",
-    "top_virtual_weights": "strongest",
-    "virtual_weights": "weights",
+    "standardise_rows": "invariant.extended",
+    "top_paths": "effects.paths",
+    "top_pullback": "invariant.pullbacks",
+    "top_qk_virtual_weights": "qk.weights",
+    "top_sources": "invariant.strongest",
+    "top_virtual_weights": "invariant.strongest",
+    "virtual_weights": "invariant.weights",
 }
 
 

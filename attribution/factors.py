@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attribution.invariant.routes import Head
 from attribution.nodes import Node, NodeTable
 from attribution.path_walk import Walk, held_scales
-from attribution.routes import Head
 from attribution.targets import Readout
 from attribution.trace import Trace
 from circuits.spliced import FrozenState, SplicedModel

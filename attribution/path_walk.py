@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attribution.columns import index_columns
 from attribution.frozen import freeze_attention, working_dtype
-from attribution.routes import Head
+from attribution.invariant.routes import Head
 from attribution.targets import Readout
 from attribution.written import (
     Written,

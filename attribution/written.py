@@ -59,7 +59,6 @@ def written_by_dictionary(
             errors = norm.linear(errors, scale)
             constant = norm.linear(constant, scale) + norm.bias
     per_position = [torch.cat([vectors[active.at(p)], errors[p : p + 1]]) for p in range(n_pos)]
-    first_error = columns.blocks["error", write]
     of_feature = torch.arange(n, device=vectors.device) + active.first_column
     of_error = torch.arange(n_pos, device=vectors.device) + columns.blocks["error", write]
     order = [torch.cat([of_feature[active.at(p)], of_error[p : p + 1]]) for p in range(n_pos)]

@@ -18,8 +18,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from attribution import LogitDifference, Target, TopLogits, Trace, attribute, split_by_path
-from attribution.attention import score_at
-from attribution.attention_held import hold_attention
+from attribution.qk.held import hold_attention
+from attribution.qk.scores import score_at
 from circuits import SplicedModel, load_dictionaries, load_model
 from tests.models import ARCHITECTURES, MIXTURES, TOKENS, spliced
 

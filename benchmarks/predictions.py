@@ -18,9 +18,9 @@ from dataclasses import asdict
 import torch
 
 from attribution import Trace, attribute
-from attribution.agreement import measure_agreement
-from attribution.causal import CausalCheck, ablations, check_predictions, sample_ablations
-from attribution.influence import signed_influence
+from attribution.effects.agreement import measure_agreement
+from attribution.effects.causal import CausalCheck, ablations, check_predictions, sample_ablations
+from attribution.effects.influence import signed_influence
 from case_studies.tasks import GreaterThanTask, IoiTask
 from case_studies.tasks.ioi import FrameSet
 from case_studies.tasks.task import Task, TaskPrompt

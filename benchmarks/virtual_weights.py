@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 import transformers
 
-from attribution.strongest import top_sources, top_virtual_weights
+from attribution.invariant.strongest import top_sources, top_virtual_weights
 from circuits import SplicedModel, SubjectModel, Transcoder
 
 D_MODEL, D_HEAD = 768, 64

@@ -10,7 +10,9 @@ __all__ = ["COMMANDS", "app", "main"]
 
 COMMANDS = {
     "study": "Find and prove the circuit of a task: greater-than or ioi.",
-    "attribute": "Explain a model's next token on one prompt, and draw the circuit.",
+    "attribute": "Explain a model's next token, or a feature, on one prompt; draw the circuit.",
+    "edge": "Split one edge of a prompt's graph over paths, and every path into factors.",
+    "attention": "Show why a head looks where it looks, as pairs of sources that add up.",
     "feature": "Show what one feature reads and writes, from weights alone.",
     "train": "Train transcoders and SAEs for a model, resumably.",
     "evaluate": "Measure the fidelity of dictionaries: L0, FVU, dead features, CE recovered.",

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attribution import Node, deembed, direct_logit_attribution
-from attribution.deembedding import effective_encoder
+from attribution.invariant.deembedding import effective_encoder
 from circuits import SplicedModel
 from graphs import NodeNotes
 

@@ -1,6 +1,7 @@
 """What commands show: results on stdout, progress on stderr, files in the `--out` folder."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +13,15 @@ from pydantic import BaseModel
 
 from circuits.files import write_json
 
-__all__ = ["markdown_table", "print_json", "print_table", "progress_bar", "write_config"]
+__all__ = [
+    "addends",
+    "markdown_table",
+    "print_json",
+    "print_table",
+    "progress_bar",
+    "shares",
+    "write_config",
+]
 
 
 def print_json(record: Mapping[str, Any]) -> None:
@@ -32,6 +41,38 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(Text(title), table, "", sep="\n")
+
+
+def addends(values: Sequence[float]) -> list[str]:
+    """Terms and, last, what they add up to, all to the same decimals.
+
+    Four digits of the largest; where large terms nearly cancel more, to show three of the sum, but
+    no more than the seven that a float32 has.
+
+    Example:
+        >>> addends([1.5, -0.25, 0.00001, 1.25001])
+        ['+1.500', '-0.250', '+0.000', '+1.250']
+        >>> addends([100.0, -99.9877, 0.0123])
+        ['+100.0000', '-99.9877', '+0.0123']
+    """
+    first = _first_digit(max((abs(value) for value in values), default=0.0))
+    decimals = min(max(3 - first, 2 - _first_digit(values[-1])), 6 - first)
+    return [f"{value:+z.{max(0, decimals)}f}" for value in values]
+
+
+def _first_digit(value: float) -> int:
+    """The power of ten of the first digit; of 0, above all that is shown."""
+    return math.floor(math.log10(abs(value))) if value else 3
+
+
+def shares(values: Sequence[float], total: float) -> list[str]:
+    """Each value as a percentage of the total; nothing where that is zero.
+
+    Example:
+        >>> shares([1.0, -0.5], 0.5)
+        ['200.0%', '-100.0%']
+    """
+    return [f"{value / total:z.1%}" if total else "" for value in values]
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from case_studies.cli import COMMANDS, app
+from circuits.checkpoints import save_dictionary
 from tests.case_studies.task_models import N_FEATURES, write_dictionaries, write_model
 from tests.limits import files_no_larger_than
 
@@ -133,6 +134,110 @@ def test_attribute_s_direct_effects_are_edges_of_the_graph(
         assert node["direct_effect"] == pytest.approx(edge["attribution"])
 
 
+def test_attribute_explains_a_feature(places: list[str], model: str, dictionaries: str) -> None:
+    from attribution import FeatureTarget, attribute
+    from circuits import SplicedModel, load_dictionaries, load_model
+
+    flags = ["--target-feature", "mlp.1.3", "--target-pos", "4"]
+    printed = json.loads(run("attribute", PROMPT, *places, *flags, "--json").stdout)
+    spliced = SplicedModel(load_model(model), load_dictionaries(dictionaries))
+    trace = attribute(spliced, PROMPT, FeatureTarget("mlp.1", 3, 4), feature_rows=False)
+    assert printed["target"] == {"mlp1.3": pytest.approx(float(trace.target_values[0]), rel=1e-5)}
+    assert (printed["target_unit"], printed["target_pos"]) == ("pre-activation", 4)
+    assert printed["target_token"] == " Peter"
+    for node in printed["strongest_nodes"]:
+        column = trace.sources.row(node["node"])
+        assert node["direct_effect"] in (
+            0.0,
+            pytest.approx(float(trace.edges[0, column]), rel=1e-3, abs=1e-6),
+        )
+        assert trace.sources[column].pos <= 4
+    table = run("attribute", PROMPT, *places, *flags).stdout
+    assert "at 4 ' Peter' of '" in table.splitlines()[0]
+    assert "pre-activation" in table
+
+
+def test_attribute_s_position_is_of_tokens_too(
+    places: list[str], model: str, dictionaries: str
+) -> None:
+    from attribution import LogitDifference, attribute
+    from circuits import SplicedModel, load_dictionaries, load_model
+
+    flags = ["--target-correct", " Mary", "--target-pos", "5"]
+    printed = json.loads(run("attribute", PROMPT, *places, *flags, "--json").stdout)
+    spliced = SplicedModel(load_model(model), load_dictionaries(dictionaries))
+    trace = attribute(spliced, PROMPT, LogitDifference(" Mary", pos=5), feature_rows=False)
+    value = pytest.approx(float(trace.target_values[0]), rel=1e-5)
+    assert printed["target"] == {"logit difference": value}
+    assert (printed["target_unit"], printed["target_pos"]) == ("logits", 5)
+    likeliest = json.loads(run("attribute", PROMPT, *places, "--target-pos", "5", "--json").stdout)
+    assert (likeliest["target_unit"], likeliest["target_pos"]) == ("logit minus mean", 5)
+
+
+def test_attribute_in_mode_replace(places: list[str], model: str, dictionaries: str) -> None:
+    from attribution import LogitDifference, attribute
+    from circuits import SplicedModel, load_dictionaries, load_model
+
+    flags = ["--target-correct", " Mary", "--mode", "replace"]
+    printed = json.loads(run("attribute", PROMPT, *places, *flags, "--json").stdout)
+    spliced = SplicedModel(load_model(model), load_dictionaries(dictionaries))
+    target, value = LogitDifference(" Mary"), printed["target"]["logit difference"]
+    of = {
+        mode: float(
+            attribute(spliced, PROMPT, target, mode=mode, feature_rows=False).target_values[0]
+        )
+        for mode in ("exact", "replace")
+    }
+    assert printed["mode"] == "replace"
+    assert value == pytest.approx(of["replace"], rel=1e-5)
+    assert value != pytest.approx(of["exact"], rel=1e-2)
+    assert "Mode replace" in run("attribute", PROMPT, *places, *flags).stdout
+
+
+def test_attribute_with_fewer_rows_says_what_they_leave_out(
+    places: list[str], model: str, dictionaries: str, tmp_path: Path
+) -> None:
+    from attribution import LogitDifference, attribute
+    from circuits import SplicedModel, load_dictionaries, load_model
+
+    flags = ["--target-correct", " Mary", "--max-feature-rows", "5"]
+    out = ["--out", str(tmp_path)]
+    printed = json.loads(run("attribute", PROMPT, *places, *flags, *out, "--json").stdout)
+    spliced = SplicedModel(load_model(model), load_dictionaries(dictionaries))
+    trace = attribute(spliced, PROMPT, LogitDifference(" Mary"), max_feature_rows=5)
+    assert printed["n_feature_rows"] == 5
+    assert printed["left_out"] == pytest.approx(trace.left_out, rel=1e-3)
+    assert 0 < printed["left_out"] < 1
+    assert printed["n_active_features"] == len(trace.sources.where(kind="feature"))
+    line = f"Worked out the causes of 5 of {printed['n_active_features']} active features"
+    assert line in run("attribute", PROMPT, *places, *flags).stdout
+    assert line in (tmp_path / "report.md").read_text()
+    every = json.loads(run("attribute", PROMPT, *places, *flags[:2], "--json").stdout)
+    assert (every["left_out"], every["n_feature_rows"]) == (0.0, every["n_active_features"])
+    assert "Worked out" not in run("attribute", PROMPT, *places, *flags[:2]).stdout
+
+
+def test_attribute_without_feature_rows(places: list[str]) -> None:
+    result = run("attribute", PROMPT, *places, "--max-feature-rows", "0", "--json")
+    printed = json.loads(result.stdout)
+    assert printed["n_feature_rows"] == 0
+    assert 0 < printed["replacement_score"] < 1
+
+
+def test_a_score_that_no_row_reaches_is_none(model: str, tmp_path: Path) -> None:
+    """All influence waits at residual features that have no row, so none is of tokens or errors."""
+    from circuits import SAE
+    from tests.models import sae
+
+    made: SAE = sae("resid_post", "relu", n_features=24, d_model=16)
+    save_dictionary(made, tmp_path / "resid_post.1.safetensors", layer=1, model="x")
+    places = ["--model", model, "--dictionaries", str(tmp_path), "--sites", "resid_post"]
+    flags = ["--mode", "replace", "--max-feature-rows", "0", "--json"]
+    result = run("attribute", PROMPT, *places, *flags)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["replacement_score"] is None
+
+
 def test_attribute_prints_a_table_without_markup_surprises(places: list[str]) -> None:
     result = run("attribute", "Mary [bold] gave", *places)
     assert result.exit_code == 0, result.output
@@ -159,6 +264,61 @@ def test_feature_agrees_with_the_library(places: list[str], model: str, dictiona
     assert below["downstream"][0][0] == f"mlp.1.{best}"
     assert below["downstream"][0][1] == pytest.approx(float(weights[best, 5]), rel=1e-5)
     assert below["upstream"] == []
+
+
+def test_feature_s_extended_deembedding_is_the_library_s(
+    places: list[str], model: str, dictionaries: str
+) -> None:
+    from attribution.invariant.extended import deembed_feature_extended
+    from circuits import SplicedModel, load_dictionaries, load_model
+
+    printed = json.loads(run("feature", "mlp.1.3", *places, "--top", "4", "--json").stdout)
+    spliced = SplicedModel(load_model(model), load_dictionaries(dictionaries))
+    expected = deembed_feature_extended(spliced, "mlp.1", 3, top=4)
+    assert [name for name, _ in printed["deembedding_extended"]] == [n for n, _ in expected]
+    scores = [score for _, score in printed["deembedding_extended"]]
+    assert scores == pytest.approx([score for _, score in expected], rel=1e-4)
+    assert scores != pytest.approx([score for _, score in printed["deembedding"]], rel=1e-2)
+    below = json.loads(run("feature", "mlp.0.3", *places, "--json").stdout)
+    assert "deembedding_extended" not in below
+
+
+@pytest.mark.parametrize(
+    ("feature", "key", "ends"),
+    [("mlp.1.3", "upstream", ("mlp.1", "mlp.0")), ("mlp.0.5", "downstream", ("mlp.1", "mlp.0"))],
+)
+def test_virtual_weights_are_judged_against_random_directions(
+    places: list[str], model: str, dictionaries: str, feature: str, key: str, ends: tuple[str, str]
+) -> None:
+    import torch
+
+    from attribution.invariant.deembedding import effective_encoder
+    from circuits import SplicedModel, load_dictionaries, load_model
+
+    printed = json.loads(run("feature", feature, *places, "--top", "3", "--json").stdout)
+    spliced = SplicedModel(load_model(model), load_dictionaries(dictionaries))
+    reader, writer = (spliced.placements[spliced.write_site(end)] for end in ends)
+    encoder, decoder = effective_encoder(spliced.model, reader), writer.dictionary.W_dec
+    own = int(feature.rsplit(".", 1)[1])
+    generator = torch.Generator().manual_seed(0)
+    unit = torch.nn.functional.normalize(torch.randn(20_000, 16, generator=generator), dim=1)
+    assert printed[f"{key}_looked_at"] == N_FEATURES
+    assert len(printed[f"{key}_null"]) == len(printed[key]) == 3
+    for (name, weight), null in zip(printed[key], printed[f"{key}_null"], strict=True):
+        other = int(name.rsplit(".", 1)[1])
+        t, s = (own, other) if key == "upstream" else (other, own)
+        size = float(decoder[s].norm())
+        assert null["z"] == pytest.approx(4 * weight / (float(encoder[t].norm()) * size), rel=1e-4)
+        as_large = ((unit @ encoder[t]).abs() * size >= abs(weight)).double().mean()
+        assert null["p"] == pytest.approx(float(as_large), abs=0.015)
+
+
+def test_feature_s_tables_say_out_of_how_many(places: list[str]) -> None:
+    shown = run("feature", "mlp.1.3", *places, "--top", "2").stdout
+    assert f"features that write into it (virtual weight), strongest of {N_FEATURES}" in shown
+    assert "features that read it" not in shown
+    assert "extended de-embedding" in shown
+    assert "z and p compare a weight" in shown
 
 
 def test_train_then_evaluate(model: str, tmp_path: Path) -> None:
@@ -194,6 +354,15 @@ def test_train_then_evaluate(model: str, tmp_path: Path) -> None:
         (("word " * 99,), "reads at most 32; shorten it"),
         ((PROMPT, "--target-correct", " Mary Peter"), "' Mary Peter' is 2 tokens"),
         ((PROMPT, "--target-wrong", " Mary"), "--target-wrong needs a --target-correct"),
+        ((PROMPT, "--target-feature", "mlp.1"), "want a feature as SITE.LAYER.INDEX"),
+        ((PROMPT, "--target-feature", "mlp.1.99"), "feature must be in [0, 24), got 99"),
+        ((PROMPT, "--target-feature", "mlp.1.3", "--target-pos", "15"), "pos must be in [-15, 15)"),
+        ((PROMPT, "--target-pos", "-16"), "pos must be in [-15, 15), got -16"),
+        (
+            (PROMPT, "--target-feature", "mlp.1.3", "--target-correct", " Mary"),
+            "give one or the other",
+        ),
+        ((PROMPT, "--max-feature-rows", "-1"), "--max-feature-rows: Input should be greater"),
         ((PROMPT, "--node-threshold", "1.5"), "--node-threshold: Input should be less than"),
     ],
 )

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attribution.attention_held import HeldAttention, hold_attention, softcapped
-from attribution.attention_results import AttentionContrast, AttentionRow, AttentionScore
-from attribution.attention_sides import key_side, query_side
+from attribution.qk.held import HeldAttention, hold_attention, softcapped
+from attribution.qk.results import AttentionContrast, AttentionRow, AttentionScore
+from attribution.qk.sides import key_side, query_side
 from circuits.spliced import SplicedModel
 
 __all__ = ["attention_contrast", "attention_row", "attention_score", "score_at"]

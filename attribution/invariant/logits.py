@@ -8,7 +8,7 @@ import einops
 from jaxtyping import Float
 from torch import Tensor
 
-from attribution.deembedding import check_feature, fold_norm
+from attribution.invariant.deembedding import check_feature, fold_norm
 from circuits.spliced import Placement, SplicedModel
 from circuits.subject import Norm, SubjectModel
 

@@ -8,8 +8,13 @@ import einops
 from jaxtyping import Float
 from torch import Tensor
 
-from attribution.deembedding import check_features, effective_encoder, encoder_at_head, fold_norm
-from attribution.routes import Head, check_route
+from attribution.invariant.deembedding import (
+    check_features,
+    effective_encoder,
+    encoder_at_head,
+    fold_norm,
+)
+from attribution.invariant.routes import Head, check_route
 from circuits.spliced import SplicedModel
 from circuits.subject import Heads, Norm
 

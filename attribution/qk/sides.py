@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attribution.attention_held import HeldAttention
-from attribution.attention_rotary import relative_rotation, rotate
 from attribution.nodes import Node, NodeTable
+from attribution.qk.held import HeldAttention
+from attribution.qk.rotary import relative_rotation, rotate
 from circuits.sites import Site
 from circuits.subject import Norm
 

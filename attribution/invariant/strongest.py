@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attribution.deembedding import check_features
-from attribution.routes import Head, check_route
-from attribution.weights import direct_virtual_weights, readings, writings
+from attribution.invariant.deembedding import check_features
+from attribution.invariant.routes import Head, check_route
+from attribution.invariant.weights import direct_virtual_weights, readings, writings
 from circuits.spliced import SplicedModel
 
 __all__ = ["TopSources", "WeightPairs", "largest_columns", "top_sources", "top_virtual_weights"]

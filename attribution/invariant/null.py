@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attribution.deembedding import effective_encoder, encoder_through_head
-from attribution.routes import Head, check_route
-from attribution.sphere import cosine_p_value
-from attribution.strongest import WeightPairs
+from attribution.invariant.deembedding import effective_encoder, encoder_through_head
+from attribution.invariant.routes import Head, check_route
+from attribution.invariant.sphere import cosine_p_value
+from attribution.invariant.strongest import WeightPairs
 from circuits.spliced import SplicedModel
 
 __all__ = [

@@ -9,7 +9,7 @@ import einops
 from jaxtyping import Float
 from torch import Tensor
 
-from attribution.routes import Head, check_head, check_reads_stream
+from attribution.invariant.routes import Head, check_head, check_reads_stream
 from circuits.dictionaries import Dictionary
 from circuits.spliced import Placement, SplicedModel
 from circuits.subject import Heads, Norm, SubjectModel

@@ -3,9 +3,9 @@
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attribution.routes import Head
-from attribution.strongest import largest_columns
-from attribution.weights import virtual_weights
+from attribution.invariant.routes import Head
+from attribution.invariant.strongest import largest_columns
+from attribution.invariant.weights import virtual_weights
 from circuits.spliced import SplicedModel, site_name
 
 __all__ = ["pullback", "pullback_on_prompt", "top_pullback"]

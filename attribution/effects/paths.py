@@ -1,7 +1,7 @@
 """The strongest single paths from sources to a target: a view on a trace. Input-dependent.
 
-Nothing is computed from these paths: sums over all of them come from `attribution.influence` in
-closed form, and say how much of the whole the listed ones are.
+Nothing is computed from these paths: sums over all of them come from `effects.influence` in closed
+form, and say how much of the whole the listed ones are.
 """
 
 import heapq
@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attribution.flow import Flow, map_edges, pull
-from attribution.influence import Nodes, leaf_sources, linear_flow, rows_of
+from attribution.effects.flow import Flow, map_edges, pull
+from attribution.effects.influence import Nodes, leaf_sources, linear_flow, rows_of
 from attribution.nodes import Node
 from attribution.trace import Trace
 

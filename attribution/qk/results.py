@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attribution.attention_held import softcapped
-from attribution.attention_tables import PairBlock, SourcePair, rank_pairs
 from attribution.nodes import NodeTable
+from attribution.qk.held import softcapped
+from attribution.qk.tables import PairBlock, SourcePair, rank_pairs
 
 __all__ = ["AttentionContrast", "AttentionRow", "AttentionScore"]
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attribution.routes import check_route
-from attribution.weights import virtual_weights
+from attribution.invariant.routes import check_route
+from attribution.invariant.weights import virtual_weights
 from circuits.sites import Site
 from circuits.spliced import Placement, SplicedModel
 from circuits.subject import Edit, SubjectModel

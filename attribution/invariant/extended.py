@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attribution.deembedding import check_feature, deembed, effective_encoder, top_tokens
+from attribution.invariant.deembedding import check_feature, deembed, effective_encoder, top_tokens
 from circuits.sites import Site
 from circuits.spliced import SplicedModel
 from circuits.subject import Edit, Norm, SubjectModel

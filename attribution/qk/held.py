@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attribution.attention_rotary import rotate
-from attribution.attention_sources import StreamSources, stream_sources
+from attribution.qk.rotary import rotate
+from attribution.qk.sources import StreamSources, stream_sources
 from circuits.selfcheck import UnsupportedArchitectureError
 from circuits.sites import Site
 from circuits.spliced import FrozenState, SplicedModel

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attribution.edges import Edges
-from attribution.flow import Flow, build_flow, map_edges, pull, push
+from attribution.effects.flow import Flow, build_flow, map_edges, pull, push
 from attribution.nodes import NodeTable
 from attribution.trace import Trace
 

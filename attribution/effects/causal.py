@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attribution.agreement import Agreement, measure_agreement
-from attribution.flow import push
-from attribution.influence import Nodes, linear_flow, rows_of
+from attribution.effects.agreement import Agreement, measure_agreement
+from attribution.effects.flow import push
+from attribution.effects.influence import Nodes, linear_flow, rows_of
+from attribution.effects.observing import OBSERVATIONS, Observation, Observer, read
 from attribution.nodes import NodeTable
-from attribution.observing import OBSERVATIONS, Observation, Observer, read
 from attribution.targets import Readout, Target, TopLogits
 from attribution.trace import Trace
 from circuits.interventions import Intervention, intervene

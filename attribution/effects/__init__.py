@@ -1,0 +1,1 @@
+"""What edges add up to along all paths, and how that compares with what happens."""

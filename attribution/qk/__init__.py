@@ -1,0 +1,1 @@
+"""QK attribution: why a head looks where it looks, as a sum over pairs of sources."""
