@@ -35,8 +35,8 @@ SETTINGS = {
 }
 FIRST = next(iter(SETTINGS))
 SCALING = {
-    "half the layers": {"n_features": 3072, "l0": 20, "n_tokens": 16, "n_layers": 6},
     "twice the layers": {"n_features": 3072, "l0": 20, "n_tokens": 16, "n_layers": 24},
+    "4 times the layers": {"n_features": 3072, "l0": 20, "n_tokens": 16, "n_layers": 48},
     "4 times the features": {"n_features": 12288, "l0": 20, "n_tokens": 16},
     "twice the rows": {"n_features": 3072, "l0": 40, "n_tokens": 16},
     "4 times the rows": {"n_features": 3072, "l0": 80, "n_tokens": 16},

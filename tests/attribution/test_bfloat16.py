@@ -29,8 +29,8 @@ def test_edges_are_those_of_float32_up_to_rounding():
         for dtype in (torch.float32, torch.bfloat16)
     )
     # A feature near its threshold may switch; errors then take over what it carried.
-    rows = [n.id for n in whole.targets if n.id in {m.id for m in half.targets}]
-    shared = {n.id for n in half.sources}
+    explained, shared = ({node.id for node in table} for table in (half.targets, half.sources))
+    rows = [n.id for n in whole.targets if n.id in explained]
     columns = [n.id for n in whole.sources if n.id in shared and n.kind != "error"]
     assert len(rows) > 0.95 * len(whole.targets)
     one, other = (
