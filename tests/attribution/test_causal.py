@@ -15,16 +15,16 @@ from attribution import (
     Trace,
     attribute,
 )
-from attribution.agreement import measure_agreement
-from attribution.causal import (
+from attribution.effects.agreement import measure_agreement
+from attribution.effects.causal import (
     CausalCheck,
     ablations,
     check_predictions,
     relative_changes,
     sample_ablations,
 )
-from attribution.influence import signed_influence
-from attribution.observing import listen
+from attribution.effects.influence import signed_influence
+from attribution.effects.observing import listen
 from circuits import Intervention, Site, SplicedModel, load_dictionaries, load_model
 from tests import models
 from tests.models import D_MODEL, TOKENS

@@ -23,7 +23,7 @@ from attribution import (
     promoted_and_suppressed,
     virtual_weights,
 )
-from attribution.deembedding import effective_encoder, fold_norm
+from attribution.invariant.deembedding import effective_encoder, fold_norm
 from circuits import Site, SplicedModel, SubjectModel, Transcoder
 from circuits.subject import Norm
 from tests import models

@@ -6,14 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from attribution.deembedding import (
+from attribution.invariant.deembedding import (
     deembed,
     deembed_feature,
     deembed_feature_through_head,
     effective_encoder,
     encoder_through_head,
 )
-from attribution.extended import deembed_feature_extended, extended_embedding, standardise_rows
+from attribution.invariant.extended import (
+    deembed_feature_extended,
+    extended_embedding,
+    standardise_rows,
+)
 from circuits import Site, SplicedModel, SubjectModel
 from circuits.subject import Norm
 from tests import models

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attribution import LogitDifference, attribute
-from attribution.expected import coactivation, expected_attribution
-from attribution.weights import virtual_weights
+from attribution.invariant.expected import coactivation, expected_attribution
+from attribution.invariant.weights import virtual_weights
 from circuits import SplicedModel
 from tests import models
 

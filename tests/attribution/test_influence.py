@@ -8,8 +8,8 @@ from torch import Tensor
 
 from attribution import LogitDifference, Trace, attribute
 from attribution.edges import Edges
-from attribution.flow import build_flow, pull, push
-from attribution.influence import (
+from attribution.effects.flow import build_flow, pull, push
+from attribution.effects.influence import (
     absolute_influence,
     leaf_sources,
     linear_flow,

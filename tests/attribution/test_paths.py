@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attribution import LogitDifference, Trace, attribute
-from attribution.influence import leaf_sources, linear_flow, signed_influence
-from attribution.paths import Path, TopPaths, best_onward, top_paths
+from attribution.effects.influence import leaf_sources, linear_flow, signed_influence
+from attribution.effects.paths import Path, TopPaths, best_onward, top_paths
 from tests import models
 from tests.attribution.traces import hand_trace, random_trace
 from tests.models import TOKENS

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from attribution import FeatureTarget, attribute
-from attribution.pullbacks import pullback, pullback_on_prompt, top_pullback
-from attribution.weights import virtual_weights
+from attribution.invariant.pullbacks import pullback, pullback_on_prompt, top_pullback
+from attribution.invariant.weights import virtual_weights
 from circuits import Site, SplicedModel
 from tests import models
 from tests.models import TOKENS

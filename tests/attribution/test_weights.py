@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from attribution.routes import Head
-from attribution.weights import virtual_weights
+from attribution.invariant.routes import Head
+from attribution.invariant.weights import virtual_weights
 from circuits import FrozenState, Site, SplicedModel
 from tests import models
 from tests.attribution.test_closed_form import (

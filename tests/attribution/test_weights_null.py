@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attribution.null import (
+from attribution.invariant.null import (
     isotropic_significance,
     isotropic_z,
     matched_directions,
@@ -17,9 +17,9 @@ from attribution.null import (
     matched_quantile,
     matched_significance,
 )
-from attribution.sphere import cosine_p_value, cosine_quantile
-from attribution.strongest import WeightPairs, top_virtual_weights
-from attribution.weights import virtual_weights
+from attribution.invariant.sphere import cosine_p_value, cosine_quantile
+from attribution.invariant.strongest import WeightPairs, top_virtual_weights
+from attribution.invariant.weights import virtual_weights
 from circuits import SplicedModel
 from tests import models
 from tests.models import D_MODEL
@@ -162,7 +162,7 @@ def test_matched_p_values_and_quantiles_by_hand():
 
 def planted(head: tuple[int, int] | None) -> tuple[SplicedModel, WeightPairs]:
     """Random dictionaries in which source 5 writes just what target 2 reads, and all the pairs."""
-    from attribution.deembedding import effective_encoder, encoder_through_head
+    from attribution.invariant.deembedding import effective_encoder, encoder_through_head
 
     model = models.subject("gpt2", torch.float64)
     low, high = models.transcoder(seed=1, n_features=60), models.transcoder(seed=2, n_features=50)
@@ -218,7 +218,7 @@ def test_the_matched_null_agrees_with_the_isotropic_one_on_random_decoders(
 def test_a_mean_that_all_decoders_share_is_in_the_matched_null_only():
     """Decoders that all lean one way, and a target that reads that way: large, but not rare."""
     spliced, _ = planted(None)
-    from attribution.deembedding import effective_encoder
+    from attribution.invariant.deembedding import effective_encoder
 
     reader = spliced.placements[spliced.write_site("mlp.2")]
     writer = spliced.placements[spliced.write_site("mlp.0")].dictionary

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attribution.strongest import largest_columns, top_sources, top_virtual_weights
-from attribution.weights import virtual_weights
+from attribution.invariant.strongest import largest_columns, top_sources, top_virtual_weights
+from attribution.invariant.weights import virtual_weights
 from circuits import SAE, SplicedModel
 from tests import models
 from tests.models import D_MODEL
