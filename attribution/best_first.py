@@ -52,6 +52,7 @@ def arriving_influence(
 
     for block in sorted(blocks, key=last_computed):
         mass = torch.cat([weights, arriving[feature_columns]])[block.targets]
-        share = (mass / sums[block.targets].clamp_min(1e-300)).to(block.values)
+        total = sums[block.targets]
+        share = torch.where(total > 0, mass / total, 0.0).to(block.values)
         arriving[block.sources] += (share @ block.values.abs()).double()
     return arriving

@@ -70,7 +70,8 @@ class Edges:
     def rows(self, targets: Sequence[int]) -> Float[Tensor, "row source"]:
         """Some rows of the matrix, dense, in the order asked for."""
         values = self.blocks[0].values
-        wanted, place = torch.tensor(targets, device=values.device).unique(return_inverse=True)
+        asked = torch.tensor(targets, dtype=torch.long, device=values.device) % self.shape[0]
+        wanted, place = asked.unique(return_inverse=True)
         at = torch.full((self.shape[0],), -1, device=values.device)
         at[wanted] = torch.arange(len(wanted), device=values.device)
         matrix = values.new_zeros(len(wanted), self.shape[1])

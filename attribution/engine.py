@@ -84,6 +84,8 @@ def attribute_batch(
     Neighbours of equal length share a forward pass of at most `batch_size` prompts. The other
     arguments are those of `attribute`.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     model, features = spliced.model, max_feature_rows if feature_rows else 0
     for _, group in groupby((_tokens(model, prompt) for prompt in prompts), key=len):
         while batch := list(islice(group, batch_size)):
@@ -138,7 +140,7 @@ class _Run:
         n_outputs, nodes = len(self.outputs), self.columns.nodes
         kept = torch.cat([torch.arange(n_outputs, device=model.device), rows + n_outputs])
         if not len(kept):
-            raise ValueError("nothing to explain: no target was given and no feature is active")
+            raise ValueError("nothing to explain: there is no target and no feature gets a row")
         place = torch.zeros_like(self.values, dtype=torch.long)
         place[kept] = torch.arange(len(kept), device=model.device)
         outputs = [

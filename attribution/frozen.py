@@ -14,7 +14,7 @@ from circuits.sites import NormName, Site, SiteKind
 from circuits.spliced import FrozenState
 from circuits.subject import SubjectModel
 
-__all__ = ["FrozenAttention", "freeze_attention", "norm_scale", "through_norm", "working_dtype"]
+__all__ = ["FrozenAttention", "freeze_attention", "norm_scale", "working_dtype"]
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,6 @@ def norm_scale(
     """The held denominators of a norm."""
     kind: SiteKind = f"{name}_scale"  # type: ignore[assignment]
     return state.values[Site(kind, layer)][0].to(dtype)
-
-
-def through_norm(
-    model: SubjectModel,
-    state: FrozenState,
-    name: NormName,
-    layer: int,
-    x: Float[Tensor, "*rest pos d_model"],
-) -> Float[Tensor, "*rest pos d_model"]:
-    """The linear part of a held norm, or `x` where the architecture has none there."""
-    norm = model.norm(name, layer)
-    if norm is None:
-        return x
-    gain, scale = norm.gain.to(x.dtype), norm_scale(state, name, layer, x.dtype)
-    x = x - x.mean(-1, keepdim=True) if norm.centred else x
-    return x / scale[: x.shape[-2]] * gain
 
 
 def freeze_attention(model: SubjectModel, state: FrozenState, layer: int) -> FrozenAttention:

@@ -4,7 +4,7 @@ Only the direct path and those through one head; the engine carries all of them 
 Input-dependent.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import einops
 import torch
@@ -121,7 +121,7 @@ class Walk:
         for head, vector in enumerate(read):
             self._open((layer, head), vector, pattern[head][self.positions], scales)
 
-    def _meet(self, by, *site: Site) -> None:
+    def _meet(self, by: Callable[..., Written], *site: Site) -> None:
         """What one place writes, along every path that is open."""
         written: Written = by(self.spliced, self.state, self.columns, *site, self.readout.pos + 1)
         columns = written.columns

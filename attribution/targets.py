@@ -61,7 +61,9 @@ def logit_readout(
     model: SubjectModel, name: str, weights: Float[Tensor, " d_vocab"], pos: int
 ) -> Readout:
     """`sum_v weights[v] * logit[v]` at `pos`, before any final softcap."""
-    return Readout(name, Site("unembed_in"), pos, model.W_U @ weights, float(weights @ model.b_U))
+    weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    vector, constant = model.W_U.to(weights) @ weights, float(weights @ model.b_U.to(weights))
+    return Readout(name, Site("unembed_in"), pos, vector, constant)
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class TopLogits:
                 f"{text!r} ({token})",
                 Site("unembed_in"),
                 pos,
-                model.W_U[:, token] - mean.vector,
+                model.W_U[:, token].to(mean.vector) - mean.vector,
                 float(model.b_U[token]) - mean.constant,
                 float(probability),
             )

@@ -36,7 +36,7 @@ def gradient_at_values(
     n_heads, d_head, _ = frozen.W_O.shape
     n_kv = len(frozen.W_V)
     at_z = buffer("a", len(g), n_heads * d_head)
-    with fast_float32():
+    with fast_float32(g.device):
         torch.mm(g, frozen.W_O.flatten(0, 1).T, out=at_z)
     by_head = buffer("b", n_kv, frozen.group, n, t, d_head)
     sizes = {"t": t, "q": n, "kv": n_kv, "g": frozen.group}
@@ -59,7 +59,7 @@ def add_through_values(
     ordered = einops.rearrange(at_v, "kv k t e -> t k kv e")
     by_target[: t * n].view(t, n, n_kv, d_head).copy_(ordered)
     by_target[t * n :] = 0  # rows that make the number round stay as they are
-    with fast_float32():
+    with fast_float32(g.device):
         g.addmm_(by_target, frozen.W_V.flatten(0, 1))
 
 

@@ -100,7 +100,7 @@ def run_study(
 
     The prompts that prove are never among those that chose.
     """
-    with fast_float32():
+    with fast_float32(spliced.model.device):
         return _run_study(config, spliced, task, progress)
 
 

@@ -168,7 +168,12 @@ class SplicedModel:
             tokens: token ids.
             mode: `exact` keeps the original model; `replace` the model as it runs on
                 reconstructions, whose errors are zero except at BOS.
+
+        Raises:
+            ValueError: if there is no such mode.
         """
+        if mode not in ("exact", "replace"):
+            raise ValueError(f"a state is held in mode 'exact' or 'replace', got {mode!r}")
         model = self.model
         scales = model.scale_sites()
         blocks = [

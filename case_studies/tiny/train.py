@@ -162,7 +162,7 @@ def train_tiny(prose: Path, out: Path, config: TinyTraining) -> None:
     batches = _prose_batches(rows, config.prose_rows, config.seed)
     rng = random.Random(config.seed)
     words = _copyable_words(tokenizer)
-    with fast_float32(), Progress(console=Console(stderr=True)) as bar:
+    with fast_float32(model.device), Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("tiny", total=config.n_steps)
         for step in range(config.n_steps):
             loss = _loss(model, next(batches), _task_batch(rng, tokenizer, words, config), config)

@@ -115,7 +115,7 @@ def _run(
             f"the text fills {len(rows)} rows of {config.context} tokens; want more than the "
             f"{config.n_eval_rows} kept for evaluation: give more text or fewer n_eval_rows"
         )
-    with _no_grad(), fast_float32():
+    with _no_grad(), fast_float32(model.device):
         learners = _learn(config, model, rows[: -config.n_eval_rows], out, watch, stop_after)
         if learners is None:
             return None

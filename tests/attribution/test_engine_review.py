@@ -20,7 +20,7 @@ from attribution import (
 from attribution.columns import index_columns
 from attribution.rows import INSIDE, Rows, sweeps
 from attribution.targets import Readout
-from circuits import FrozenState, Site, SplicedModel
+from circuits import FrozenState, Intervention, Site, SplicedModel
 from circuits.spliced import HeldMode
 from tests import models
 from tests.attribution.test_autograd import CutModel, source_vector
@@ -155,6 +155,21 @@ def test_in_replace_mode_only_bos_has_errors(architecture: str):
         got = trace.edges[row].clone()
         got[trace.sources.where(kind="bias")] = 0.0
         assert (got - want).abs().max() < 1e-10 * want.abs().max().clamp_min(1.0), readout.name
+
+
+def test_an_intervention_at_bos_moves_the_true_value_in_replace_mode():
+    """At BOS what goes on is the true value, plus the change of the features."""
+    write = Site("resid_post", N_LAYERS - 1)
+    spliced = SplicedModel(models.subject("gpt2", torch.float64), {write: models.sae("resid_post")})
+    model, state = spliced.model, spliced.state(BOS_INSIDE[None], "replace")
+    change = Intervention(write, 11, "add", 2.0, positions=[3])
+    run = spliced.run(BOS_INSIDE[None], "replace", interventions=[change])
+    x = state.read(write)[0, 3] + 2.0 * spliced.placements[write].dictionary.W_dec[11]
+    norm = model.norm("final")
+    assert norm is not None
+    scale = (x.var(unbiased=False) + 1e-5).sqrt()
+    want = (norm.linear(x, scale[None]) + norm.bias) @ model.W_U
+    assert torch.allclose(run.logits[0, 3], want, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("room", [1, 5, 33, 10_000])

@@ -162,6 +162,8 @@ def test_blocks_act_as_the_matrix(blocks: Edges):
     assert torch.equal(blocks.row_maxima(), dense.abs().amax(1))
     assert torch.equal(blocks.rows([5, 0, 3, 5]), dense[[5, 0, 3, 5]])
     assert torch.equal(blocks.row(7), dense[7])
+    assert torch.equal(blocks.rows([-1, len(dense) - 1]), dense[[-1, -1]])
+    assert blocks.rows([]).shape == (0, dense.shape[1])
     target, source, values = blocks.nonzero()
     want_target, want_source = dense.nonzero(as_tuple=True)
     assert torch.equal(target, want_target)
@@ -185,6 +187,24 @@ def test_progress_counts_every_row():
     )
     assert calls[-1] == (len(trace.targets), len(trace.targets))
     assert all(a[0] <= b[0] for a, b in itertools.pairwise(calls))
+
+
+@pytest.mark.parametrize("dtype", models.DTYPES)
+def test_a_target_of_nothing_leaves_nothing_out(dtype: torch.dtype):
+    model = models.spliced("gpt2", "transcoders", dtype)
+    targets = [LogitDifference(3, 3), LogitDifference(3, 4)]
+    assert 0 < attribute(model, TOKENS, targets, max_feature_rows=10).left_out < 1
+    assert attribute(model, TOKENS, LogitDifference(3, 3), max_feature_rows=10).left_out == 0.0
+
+
+def test_a_mode_that_does_not_exist_is_refused(unchecked: None):
+    with pytest.raises(ValueError, match="mode 'exact' or 'replace', got 'Replace'"):
+        attribute(spliced(), TOKENS, mode="Replace")  # type: ignore[arg-type]
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        next(attribute_batch(spliced(), [TOKENS], batch_size=0))
 
 
 def test_a_negative_number_of_rows_is_refused():
