@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attribution import Node, deembed, direct_logit_attribution
 from attribution.invariant.deembedding import effective_encoder
+from attribution.invariant.logits import feature_directions
 from circuits import SplicedModel
 from graphs import NodeNotes
 
@@ -45,7 +46,7 @@ def describe_nodes(
         placement = spliced.placements[spliced.write_site(site)]
         features = torch.tensor([node.feature for node in members])
         encoder = effective_encoder(spliced.model, placement)[features]
-        decoder = placement.dictionary.W_dec[features]
+        decoder = feature_directions(spliced.model, placement)[features]
         deembedding = deembed(encoder, spliced.model.W_E)
         reads = _top_strings(spliced, deembedding, top)
         writes = direct_logit_attribution(decoder, spliced.model.W_U, final)

@@ -116,7 +116,7 @@ def check_predictions(
     if not interventions:
         raise ValueError("nothing to check: give at least one intervention")
     with torch.no_grad():
-        state = spliced.state(trace.tokens[None], trace.mode)  # type: ignore[arg-type]
+        state = spliced.state(trace.tokens[None], trace.mode)
         outputs = _readouts(spliced, state, trace, target)
         changes = torch.stack([relative_changes(spliced, state, trace, i) for i in interventions])
         observer = Observer(spliced, state, trace, outputs)

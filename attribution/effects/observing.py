@@ -18,7 +18,7 @@ from attribution.targets import Readout
 from attribution.trace import Trace
 from circuits.interventions import Intervention
 from circuits.sites import Site
-from circuits.spliced import FrozenState, HeldMode, SplicedModel, SplicedRun, canonical
+from circuits.spliced import FrozenState, SplicedModel, SplicedRun, canonical
 from circuits.subject import Edit, SubjectModel
 
 __all__ = ["OBSERVATIONS", "ListeningModel", "Observation", "Observer", "listen", "read"]
@@ -119,8 +119,7 @@ class Observer:
     def _run(self, how: Observation, interventions: Sequence[Intervention]) -> SplicedRun:
         tokens, state = self._state.tokens, self._state
         if how == "real":
-            mode: HeldMode = self._trace.mode  # type: ignore[assignment]
-            return self._spliced.run(tokens, mode, interventions=interventions)
+            return self._spliced.run(tokens, self._trace.mode, interventions=interventions)
         hold = how == "frozen"
         return self._spliced.run(
             tokens, "frozen", interventions=interventions, state=state, hold_features=hold

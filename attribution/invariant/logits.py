@@ -12,7 +12,7 @@ from attribution.invariant.deembedding import check_feature, fold_norm
 from circuits.spliced import Placement, SplicedModel
 from circuits.subject import Norm, SubjectModel
 
-__all__ = ["direct_logit_attribution", "promoted_and_suppressed"]
+__all__ = ["direct_logit_attribution", "feature_directions", "promoted_and_suppressed"]
 
 
 def direct_logit_attribution(
@@ -53,7 +53,7 @@ def promoted_and_suppressed(
     check_feature(placement.dictionary, feature)
     norm = model.norm("final")
     assert norm is not None
-    decoder = _written(model, placement)[[feature]]
+    decoder = feature_directions(model, placement)[[feature]]
     dla = direct_logit_attribution(decoder, model.W_U, norm)[0]
     dla = dla - dla.mean()
 
@@ -64,10 +64,15 @@ def promoted_and_suppressed(
     return named(largest=True), named(largest=False)
 
 
-def _written(model: SubjectModel, placement: Placement) -> Float[Tensor, "feature d_model"]:
-    """What each feature adds to the residual stream, up to a post-norm's denominator."""
+def feature_directions(
+    model: SubjectModel, placement: Placement
+) -> Float[Tensor, "feature d_model"]:
+    """What each feature writes into the residual stream per unit of activation. Input-invariant.
+
+    Where a post-norm follows a transcoder (Gemma) its gain is in and its denominator is not.
+    """
     decoder = placement.dictionary.W_dec
-    if placement.write.kind != "mlp_raw_out":
-        return decoder
     post = model.norm("ln2_post", placement.write.layer)
-    return decoder if post is None else post.linear(decoder, decoder.new_ones(1))
+    if placement.write.kind != "mlp_raw_out" or post is None:
+        return decoder
+    return post.linear(decoder, decoder.new_ones(1))

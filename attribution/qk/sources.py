@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attribution.frozen import norm_scale
+from attribution.invariant.logits import feature_directions
 from attribution.nodes import Kind, Node, NodeTable
-from circuits.sites import NormName, Site, SiteKind
+from circuits.sites import NormName, Site
 from circuits.spliced import FrozenState, Placement, SplicedModel, site_name
 from circuits.subject import Norm, SubjectModel
 
-__all__ = ["StreamSources", "feature_directions", "stream_sources"]
+__all__ = ["StreamSources", "stream_sources"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,20 +58,6 @@ class _Post:
 
     def affine(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
         return x if self.norm is None else self.linear(x) + self.norm.bias
-
-
-def feature_directions(
-    model: SubjectModel, placement: Placement
-) -> Float[Tensor, "feature d_model"]:
-    """What each feature writes into the residual stream per unit of activation. Input-invariant.
-
-    Where a post-norm follows a transcoder (Gemma) its gain is in and its denominator is not.
-    """
-    decoder = placement.dictionary.W_dec
-    post = model.norm("ln2_post", placement.write.layer)
-    if placement.write.kind != "mlp_raw_out" or post is None:
-        return decoder
-    return post.linear(decoder, decoder.new_ones(1))
 
 
 def stream_sources(
@@ -192,5 +180,4 @@ def _post(model: SubjectModel, state: FrozenState, name: NormName, layer: int, p
     norm = model.norm(name, layer)
     if norm is None:
         return _Post(None, state.logits.new_ones(1))
-    kind: SiteKind = f"{name}_scale"  # type: ignore[assignment]
-    return _Post(norm, state.values[Site(kind, layer)][0, pos].to(state.logits.dtype))
+    return _Post(norm, norm_scale(state, name, layer, state.logits.dtype)[pos])

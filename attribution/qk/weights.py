@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attribution.invariant.logits import feature_directions
 from attribution.qk.held import rotary_tables
 from attribution.qk.rotary import relative_rotation, rotate
 from attribution.qk.sides import read_through
-from attribution.qk.sources import feature_directions
 from circuits.sites import Site
 from circuits.spliced import SplicedModel
 

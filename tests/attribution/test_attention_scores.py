@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from attribution.invariant.logits import feature_directions
 from attribution.qk.held import hold_attention
 from attribution.qk.results import AttentionScore
 from attribution.qk.rotary import relative_rotation, rotate
 from attribution.qk.scores import attention_contrast, attention_row, attention_score, score_at
-from attribution.qk.sources import feature_directions, stream_sources
+from attribution.qk.sources import stream_sources
 from attribution.qk.tables import PairBlock, SourcePair, rank_pairs
 from attribution.qk.weights import qk_virtual_weights, top_qk_virtual_weights
 from circuits import Site, SplicedModel, SubjectModel, load_dictionaries, load_model
