@@ -32,6 +32,11 @@ class ActiveFeatures:
     ends: tuple[int, ...]
     first_column: int
 
+    @property
+    def columns(self) -> range:
+        """The columns of all of them."""
+        return range(self.first_column, self.first_column + len(self.features))
+
     def at(self, pos: int) -> slice:
         """The active features at one position."""
         return slice(self.ends[pos], self.ends[pos + 1])

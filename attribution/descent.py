@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attribution.across_layers import CrossLayerEdges
 from attribution.edges import EdgeBlock
 from attribution.frozen import FrozenAttention, norm_scale
 from attribution.frozen_prompt import FrozenPrompt
@@ -24,10 +25,13 @@ from attribution.through_heads import (
 )
 from attribution.written import (
     Written,
+    written_across_layers,
+    written_beside_features,
     written_by_dictionary,
     written_by_held_mlp,
     written_by_inputs,
 )
+from circuits.dictionaries import CrossLayerTranscoder
 from circuits.sites import NormName, Site, SiteKind
 
 __all__ = ["Descent"]
@@ -66,6 +70,7 @@ class Descent:
         constants = torch.cat([group.constants.to(self.biases) for group in groups])
         self.biases[:, prompt.bias_place["target"]] = constants
         self.blocks: list[EdgeBlock] = []
+        self.across: CrossLayerEdges | None = None
 
     def run(self) -> list[EdgeBlock]:
         """All edges into the targets."""
@@ -126,6 +131,9 @@ class Descent:
             self._finish()
 
     def _finish(self) -> None:
+        if self.across is not None:
+            for columns in self.across.open.values():
+                self._book_features(self.across, columns)
         self.lo = self.hi = self.hi + len(self.fresh)
         self.fresh = self.fresh[:0]
 
@@ -154,8 +162,12 @@ class Descent:
         if site not in spliced.placements:
             self._book(self._written(written_by_held_mlp, site))
             return None
-        self._book(self._written(written_by_dictionary, site))
-        W_skip = spliced.placements[site].dictionary.W_skip
+        dictionary = spliced.placements[site].dictionary
+        if isinstance(dictionary, CrossLayerTranscoder):
+            self._book_across_layers(site)
+        else:
+            self._book(self._written(written_by_dictionary, site))
+        W_skip = dictionary.W_skip
         if W_skip is None:
             return None
         before = []
@@ -271,6 +283,22 @@ class Descent:
             self.blocks.append(EdgeBlock(rows, written.columns[here], values))
         if written.bias is not None:
             self._book_constant(written.bias, written.constant)
+
+    def _book_across_layers(self, site: Site) -> None:
+        """What cross-layer transcoders write at `site`, whose own features write no lower."""
+        spliced, columns = self.prompt.spliced, self.prompt.columns
+        self._book(self._written(written_beside_features, site))
+        written = self._written(written_across_layers, site)
+        if self.across is None:
+            of = {writer: columns.features[writer].columns for writer, _ in spliced.writers(site)}
+            self.across = CrossLayerEdges(written, of, len(self.rows), self.pos)
+        self.across.add(written, self.carried[self.lo : self.hi], self.fresh, self.lo)
+        self._book_features(self.across, self.across.open.pop(site))
+
+    def _book_features(self, across: CrossLayerEdges, columns: range) -> None:
+        """Edges from the features of one cross-layer transcoder into all targets on the way."""
+        rows = self.rows[self.lo : self.hi + len(self.fresh)]
+        self.blocks += across.blocks(columns, rows, self.lo, self.hi - self.lo)
 
     def _book_constant(self, key: str, constant: Float[Tensor, "pos d_model"]) -> None:
         """What is written whatever the features are goes to a bias column."""

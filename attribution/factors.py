@@ -5,8 +5,9 @@ linear skip). A path's share of an edge is
 
     activation * attention / product of norm denominators * virtual weight
 
-and the virtual weight is input-invariant where the source's vector is: for features, tokens and
-learned positions. What errors and held MLPs write is input-dependent, and so is their weight.
+and the virtual weight is input-invariant where the source's vector is: for features (a cross-layer
+one has the sum of what it writes on that path), tokens and learned positions. What errors and held
+MLPs write is input-dependent, and so is their weight.
 """
 
 from collections.abc import Iterable, Mapping
@@ -161,6 +162,7 @@ def factorise(
 
     Raises:
         KeyError: if the trace has no such target or source.
+        ValueError: if a post-norm follows a cross-layer transcoder.
     """
     wanted = list(edges)
     with torch.no_grad():
@@ -179,6 +181,7 @@ def split_by_path(spliced: SplicedModel, trace: Trace, target: str) -> PathSplit
 
     Raises:
         KeyError: if the trace has no such target.
+        ValueError: if a post-norm follows a cross-layer transcoder.
     """
     with torch.no_grad():
         state = spliced.state(trace.tokens[None], trace.mode)
@@ -186,6 +189,7 @@ def split_by_path(spliced: SplicedModel, trace: Trace, target: str) -> PathSplit
 
 
 def _split(spliced: SplicedModel, trace: Trace, target: str, state: FrozenState) -> PathSplit:
+    _check_one_denominator(spliced)
     row = trace.targets.row(target)
     readout = _readout(spliced, trace, row)
     walk = Walk(spliced, state, readout)
@@ -202,6 +206,18 @@ def _split(spliced: SplicedModel, trace: Trace, target: str, state: FrozenState)
         held_scales(spliced.model, state),
         walk.reads_through,
     )
+
+
+def _check_one_denominator(spliced: SplicedModel) -> None:
+    """Refuse features whose writes along one path pass different norm denominators."""
+    for write, placement in spliced.placements.items():
+        if placement.dictionary.n_writes > 1 and spliced.model.norm("ln2_post", write.layer):
+            raise ValueError(
+                f"{spliced.model.name!r} normalises what each MLP writes (a post-norm), with one "
+                f"denominator a layer, so a path from a feature of the cross-layer transcoder "
+                f"mlp.{write.layer} is no product of one virtual weight and one set of "
+                "denominators; its edges are in the trace, whole"
+            )
 
 
 def _readout(spliced: SplicedModel, trace: Trace, row: int) -> Readout:

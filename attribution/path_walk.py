@@ -17,10 +17,13 @@ from attribution.invariant.routes import Head
 from attribution.targets import Readout
 from attribution.written import (
     Written,
+    written_across_layers,
+    written_beside_features,
     written_by_dictionary,
     written_by_held_mlp,
     written_by_inputs,
 )
+from circuits.dictionaries import CrossLayerTranscoder
 from circuits.sites import Site
 from circuits.spliced import FrozenState, SplicedModel
 from circuits.subject import SubjectModel
@@ -88,6 +91,9 @@ class Walk:
             match kind:
                 case "heads":
                     self._heads(site.layer)
+                case "across layers":
+                    self._meet(written_beside_features, site)
+                    self._meet(written_across_layers, site)
                 case "dictionary":
                     self._meet(written_by_dictionary, site)
                 case "held":
@@ -136,7 +142,7 @@ class Walk:
                 for denominators in self.denominators:
                     denominators[columns] *= at_source
         for weights, values in zip(self.virtual_weights, met, strict=True):
-            weights[columns] = values
+            weights[columns] += values
 
 
 def _places_below(spliced: SplicedModel, site: Site) -> Iterator[tuple[str, Site]]:
@@ -145,7 +151,10 @@ def _places_below(spliced: SplicedModel, site: Site) -> Iterator[tuple[str, Site
 
     def mlp(layer: int) -> tuple[str, Site]:
         raw = Site("mlp_raw_out", layer)
-        return ("dictionary" if raw in placed else "held"), raw
+        if raw not in placed:
+            return "held", raw
+        crossing = isinstance(placed[raw].dictionary, CrossLayerTranscoder)
+        return ("across layers" if crossing else "dictionary"), raw
 
     def attention(layer: int) -> tuple[str, Site]:
         out = Site("attn_out", layer)

@@ -1,7 +1,8 @@
 """What every source writes into the residual stream, place by place and position by position.
 
-A feature writes its activation times its decoder direction; whatever lies between a place and the
-residual stream (a norm after the MLP) is held and applied here. Input-dependent.
+A feature writes its activation times its decoder direction, a cross-layer one at several places;
+whatever lies between a place and the residual stream (a norm after the MLP) is held and applied
+here. Input-dependent.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,14 @@ from circuits.sites import Site
 from circuits.spliced import FrozenState, SplicedModel
 from circuits.subject import Norm
 
-__all__ = ["Written", "written_by_dictionary", "written_by_held_mlp", "written_by_inputs"]
+__all__ = [
+    "Written",
+    "written_across_layers",
+    "written_beside_features",
+    "written_by_dictionary",
+    "written_by_held_mlp",
+    "written_by_inputs",
+]
 
 
 @dataclass(frozen=True)
@@ -40,29 +48,84 @@ def written_by_dictionary(
     spliced: SplicedModel, state: FrozenState, columns: Columns, write: Site, n_pos: int
 ) -> Written:
     """Features, errors and decoder bias of the dictionary that writes at `write`."""
-    dictionary, active = spliced.placements[write].dictionary, columns.features[write]
+    own = _features(spliced, state, columns, write, write, n_pos)
+    rest = written_beside_features(spliced, state, columns, write, n_pos)
+    pairs = zip(own.vectors, rest.vectors, strict=True)
+    active = columns.features[write]
+    order = [torch.cat([own.columns[active.at(p)], rest.columns[p : p + 1]]) for p in range(n_pos)]
+    vectors = [torch.cat(pair) for pair in pairs]
+    return Written(vectors, torch.cat(order), rest.constant, rest.bias)
+
+
+def written_across_layers(
+    spliced: SplicedModel, state: FrozenState, columns: Columns, write: Site, n_pos: int
+) -> Written:
+    """What features of cross-layer transcoders, of this layer and of those below, write at `write`;
+    at each position the lowest layer comes first.
+    """
+    parts = [
+        _features(spliced, state, columns, writer, write, n_pos)
+        for writer, _ in spliced.writers(write)
+    ]
+    vectors = [torch.cat(at_one) for at_one in zip(*(part.vectors for part in parts), strict=True)]
+    order = [
+        part.columns[columns.features[writer].at(p)]
+        for p in range(n_pos)
+        for part, (writer, _) in zip(parts, spliced.writers(write), strict=True)
+    ]
+    return Written(vectors, torch.cat(order), parts[0].constant, None)
+
+
+def written_beside_features(
+    spliced: SplicedModel, state: FrozenState, columns: Columns, write: Site, n_pos: int
+) -> Written:
+    """Errors and decoder bias at `write`."""
     dtype = working_dtype(spliced.model.dtype)
-    n = active.ends[n_pos]
-    vectors = dictionary.W_dec[active.features[:n]].to(dtype)
-    vectors *= active.activations[:n, None]
     errors = state.errors[write][0, :n_pos].to(dtype)
-    constant = dictionary.b_dec.to(dtype).expand(n_pos, -1)
-    bias = str(write)
+    constant = spliced.placements[write].dictionary.b_dec.to(dtype).expand(n_pos, -1)
+    bias, behind = str(write), _norm_behind(spliced, state, write, n_pos)
     if write.kind == "mlp_raw_out":
         bias = f"mlp{write.layer}"
-        norm = spliced.model.norm("ln2_post", write.layer)
-        if norm is not None:
-            norm = norm.to(dtype)
-            scale = norm_scale(state, "ln2_post", write.layer, dtype)[:n_pos]
-            counts = torch.tensor(active.ends[: n_pos + 1], device=vectors.device).diff()
-            vectors = norm.linear(vectors, scale.repeat_interleave(counts, 0))
-            errors = norm.linear(errors, scale)
-            constant = norm.linear(constant, scale) + norm.bias
-    per_position = [torch.cat([vectors[active.at(p)], errors[p : p + 1]]) for p in range(n_pos)]
-    of_feature = torch.arange(n, device=vectors.device) + active.first_column
-    of_error = torch.arange(n_pos, device=vectors.device) + columns.blocks["error", write]
-    order = [torch.cat([of_feature[active.at(p)], of_error[p : p + 1]]) for p in range(n_pos)]
-    return Written(per_position, torch.cat(order), constant, bias)
+    if behind is not None:
+        norm, scale = behind
+        errors, constant = norm.linear(errors, scale), norm.linear(constant, scale) + norm.bias
+    order = torch.arange(n_pos, device=errors.device) + columns.blocks["error", write]
+    return Written(list(errors[:, None]), order, constant, bias)
+
+
+def _features(
+    spliced: SplicedModel,
+    state: FrozenState,
+    columns: Columns,
+    writer: Site,
+    write: Site,
+    n_pos: int,
+) -> Written:
+    """What the active features of the dictionary placed at `writer` write at `write`."""
+    dictionary, active = spliced.placements[writer].dictionary, columns.features[writer]
+    dtype = working_dtype(spliced.model.dtype)
+    n = active.ends[n_pos]
+    vectors = dictionary.decoder(write.layer - writer.layer)[active.features[:n]].to(dtype)
+    vectors *= active.activations[:n, None]
+    behind = _norm_behind(spliced, state, write, n_pos)
+    if behind is not None:
+        norm, scale = behind
+        counts = torch.tensor(active.ends[: n_pos + 1], device=vectors.device).diff()
+        vectors = norm.linear(vectors, scale.repeat_interleave(counts, 0))
+    order = torch.arange(n, device=vectors.device) + active.first_column
+    constant = vectors.new_zeros(1, 1).expand(n_pos, vectors.shape[1])
+    return Written([vectors[active.at(p)] for p in range(n_pos)], order, constant, None)
+
+
+def _norm_behind(
+    spliced: SplicedModel, state: FrozenState, write: Site, n_pos: int
+) -> tuple[Norm, Float[Tensor, "pos 1"]] | None:
+    """The norm between an MLP's output and the residual stream, and its held denominators."""
+    norm = spliced.model.norm("ln2_post", write.layer) if write.kind == "mlp_raw_out" else None
+    if norm is None:
+        return None
+    dtype = working_dtype(spliced.model.dtype)
+    return norm.to(dtype), norm_scale(state, "ln2_post", write.layer, dtype)[:n_pos]
 
 
 def written_by_held_mlp(
@@ -72,11 +135,11 @@ def written_by_held_mlp(
     model, layer = spliced.model, site.layer
     dtype = working_dtype(model.dtype)
     values = state.values[site][0, :n_pos].to(dtype)
-    norm: Norm | None = model.norm("ln2_post", layer)
     constant, bias = torch.zeros_like(values), None
-    if norm is not None:
-        norm = norm.to(dtype)
-        values = norm.linear(values, norm_scale(state, "ln2_post", layer, dtype)[:n_pos])
+    behind = _norm_behind(spliced, state, site, n_pos)
+    if behind is not None:
+        norm, scale = behind
+        values = norm.linear(values, scale)
         constant, bias = norm.bias.expand(n_pos, -1), f"mlp{layer}"
     order = columns.blocks["sublayer", site] + torch.arange(n_pos, device=values.device)
     return Written(list(values[:, None]), order, constant, bias)

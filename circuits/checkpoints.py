@@ -13,14 +13,26 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from circuits.dictionaries import SAE, Activation, Dictionary, Transcoder
+from circuits.dictionaries import (
+    SAE,
+    Activation,
+    CrossLayerTranscoder,
+    Dictionary,
+    Transcoder,
+    check_cross_layer,
+)
 from circuits.files import write_atomically
 
 __all__ = ["load_dictionary", "load_folder", "save_dictionary"]
 
 _VERSION = 1
 _TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "W_skip")
-_INPUT = {"transcoder": "normalised, with gain and bias", "sae": "the activation itself"}
+_Kind = Literal["transcoder", "cross-layer transcoder", "sae"]
+_INPUT: dict[_Kind, str] = {
+    "transcoder": "normalised, with gain and bias",
+    "cross-layer transcoder": "normalised, with gain and bias",
+    "sae": "the activation itself",
+}
 
 
 class _Record(BaseModel):
@@ -29,7 +41,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: int
-    kind: Literal["transcoder", "sae"]
+    kind: _Kind
     site: str
     layer: int = Field(ge=0)
     model: str
@@ -62,7 +74,7 @@ def save_dictionary(
         ValueError: if a tensor is not finite (in `dtype`), since it could not be loaded again.
         OSError: if the disk is full or `path` cannot be written; nothing is left behind.
     """
-    kind = "transcoder" if isinstance(dictionary, Transcoder) else "sae"
+    kind = _kind_of(dictionary)
     record = _Record(
         version=_VERSION,
         kind=kind,
@@ -164,9 +176,17 @@ def load_dictionary(path: Path) -> tuple[int, Dictionary]:
         if record.kind == "sae":
             sae = SAE(site=record.site, activation=record.activation, k=record.k, **floats)
             return record.layer, sae
-        return record.layer, Transcoder(activation=record.activation, k=record.k, **floats)
+        crossing = record.kind == "cross-layer transcoder"
+        kind = CrossLayerTranscoder if crossing else Transcoder
+        return record.layer, kind(activation=record.activation, k=record.k, **floats)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _kind_of(dictionary: Dictionary) -> _Kind:
+    if isinstance(dictionary, CrossLayerTranscoder):
+        return "cross-layer transcoder"
+    return "transcoder" if isinstance(dictionary, Transcoder) else "sae"
 
 
 def _site_of(dictionary: Dictionary) -> str:
@@ -187,7 +207,8 @@ def load_folder(
         `{"mlp.0": ..., "mlp.1": ...}` in the order of layers.
 
     Raises:
-        ValueError: if the folder holds no such file, or one cannot be read.
+        ValueError: if the folder holds no such file, one cannot be read, or its cross-layer
+            transcoders (those that are read) are not a whole.
     """
     wanted_sites = None if sites is None else set(sites)
     wanted_layers = None if layers is None else set(layers)
@@ -206,10 +227,17 @@ def load_folder(
             f"{wanted_layers or 'any'}; want files such as mlp.0.safetensors"
         )
     dictionaries: dict[str, Dictionary] = {}
+    crossing: dict[int, CrossLayerTranscoder] = {}
     for (layer, site), path in sorted(found.items()):
         in_file, dictionary = load_dictionary(path)
         if (in_file, _site_of(dictionary)) != (layer, site):
             says = f"{_site_of(dictionary)}.{in_file}"
             raise ValueError(f"{path} says it holds {says}; rename the file or replace it")
         dictionaries[f"{site}.{layer}"] = dictionary
+        if isinstance(dictionary, CrossLayerTranscoder):
+            crossing[layer] = dictionary
+    try:
+        check_cross_layer(crossing)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     return dictionaries

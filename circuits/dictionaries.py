@@ -3,8 +3,9 @@
 Weights only; training lives in `circuits.training`, files in `circuits.checkpoints`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,14 @@ from torch import Tensor
 from circuits.activations import jumprelu, relu, topk
 from circuits.sites import DICTIONARY_SITES, Site
 
-__all__ = ["SAE", "Activation", "Dictionary", "Transcoder"]
+__all__ = [
+    "SAE",
+    "Activation",
+    "CrossLayerTranscoder",
+    "Dictionary",
+    "Transcoder",
+    "check_cross_layer",
+]
 
 Activation = Literal["relu", "jumprelu", "topk"]
 
@@ -43,16 +51,18 @@ class Dictionary:
     k: int | None = None
     W_skip: Float[Tensor, "d_in d_out"] | None = field(default=None)
 
+    decoder_axes: ClassVar[tuple[str, ...]] = ("feature", "d_out")
+
     def __post_init__(self) -> None:
-        if self.W_enc.ndim != 2 or self.W_dec.ndim != 2:
+        if self.W_enc.ndim != 2 or self.W_dec.ndim != len(self.decoder_axes):
             raise ValueError(
-                f"W_enc and W_dec must be matrices, got shapes {tuple(self.W_enc.shape)} and "
-                f"{tuple(self.W_dec.shape)}"
+                f"W_enc must be [d_in, feature] and W_dec [{', '.join(self.decoder_axes)}], got "
+                f"shapes {tuple(self.W_enc.shape)} and {tuple(self.W_dec.shape)}"
             )
         d_in, n_features = self.W_enc.shape
-        n_rows, d_out = self.W_dec.shape
+        d_out = self.d_out
         wanted: dict[str, tuple[int, ...]] = {
-            "W_dec": (n_features, d_out),
+            "W_dec": (n_features, *self.W_dec.shape[1:]),
             "b_enc": (n_features,),
             "b_dec": (d_out,),
             "threshold": (n_features,),
@@ -63,7 +73,7 @@ class Dictionary:
             if tensor is not None and tuple(tensor.shape) != shape:
                 raise ValueError(
                     f"{name} must have shape {shape} to go with W_enc {tuple(self.W_enc.shape)} "
-                    f"and W_dec {(n_rows, d_out)}, got {tuple(tensor.shape)}"
+                    f"and W_dec {tuple(self.W_dec.shape)}, got {tuple(tensor.shape)}"
                 )
         if self.activation == "jumprelu" and self.threshold is None:
             raise ValueError("activation 'jumprelu' needs a threshold for every feature, got none")
@@ -78,11 +88,34 @@ class Dictionary:
 
     @property
     def d_out(self) -> int:
-        return self.W_dec.shape[1]
+        return self.W_dec.shape[-1]
 
     @property
     def n_features(self) -> int:
         return self.W_enc.shape[1]
+
+    @property
+    def n_writes(self) -> int:
+        """To how many layers the features write: 1, but for a cross-layer transcoder."""
+        return 1
+
+    def decoder(self, slot: int = 0) -> Float[Tensor, "feature d_out"]:
+        """What each feature writes to the layer `slot` above its own, per unit of activation.
+
+        Raises:
+            ValueError: if it does not write there.
+        """
+        self._check_slot(slot)
+        return self.W_dec
+
+    def _check_slot(self, slot: int) -> None:
+        if not 0 <= slot < self.n_writes:
+            raise ValueError(f"slot must be in [0, {self.n_writes}), got {slot}")
+
+    def summed_decoder(self, slots: range) -> Float[Tensor, "feature d_out"]:
+        """What each feature writes to several layers, added up."""
+        first, *others = (self.decoder(slot) for slot in slots)
+        return sum(others, first)
 
     def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
         """`x W_enc + b_enc`."""
@@ -105,8 +138,8 @@ class Dictionary:
     def decode(
         self, a: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d_in"]
     ) -> Float[Tensor, "*batch d_out"]:
-        """`a W_dec + b_dec`, plus `x W_skip` where there is a skip."""
-        y = a @ self.W_dec + self.b_dec
+        """`a W_dec + b_dec`, plus `x W_skip` where there is a skip: at the features' own layer."""
+        y = a @ self.decoder() + self.b_dec
         return y if self.W_skip is None else y + x @ self.W_skip
 
     def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
@@ -138,6 +171,70 @@ class Transcoder(Dictionary):
 
     def write_site(self, layer: int) -> Site:
         return Site("mlp_raw_out", layer)
+
+
+@dataclass(frozen=True, eq=False)
+class CrossLayerTranscoder(Transcoder):
+    """One layer's part of a cross-layer transcoder (Ameisen et al. 2025, "Circuit tracing").
+
+        a^l = act(x^l W_enc + b_enc),   y_hat^m = sum_{l <= m} a^l W_dec^l[:, m - l] + b_dec^m
+
+    The features of layer `l` read its MLP's input and write to the MLP outputs of the layers `l`,
+    `l + 1`, ...: slot `j` of `W_dec` to layer `l + j`. `b_dec` (and `W_skip`) belong to layer `l`
+    alone, and so do `decode` and a call: the whole reconstruction of a layer needs the activations
+    of all below, and is `SplicedModel.reconstruct`. A set of them is a whole by the rule of
+    `check_cross_layer`.
+    """
+
+    W_dec: Float[Tensor, "feature write d_out"]
+
+    decoder_axes: ClassVar[tuple[str, ...]] = ("feature", "write", "d_out")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_writes < 1:
+            raise ValueError(
+                f"W_dec must have at least one slot [feature, write, d_out], that of its own "
+                f"layer, got shape {tuple(self.W_dec.shape)}"
+            )
+
+    @property
+    def n_writes(self) -> int:
+        return self.W_dec.shape[1]
+
+    def decoder(self, slot: int = 0) -> Float[Tensor, "feature d_out"]:
+        self._check_slot(slot)
+        return self.W_dec[:, slot]
+
+
+def check_cross_layer(transcoders: Mapping[int, CrossLayerTranscoder]) -> None:
+    """Refuse cross-layer transcoders, by layer, that are not a whole.
+
+    The rule: they lie in a run of layers without a gap, and each writes to all layers from its own
+    to the last of the run. So every write goes to a layer that is replaced, and what is replaced
+    has a bias of its own. The top layers of a set are such a run; what the features left out would
+    have written is then part of the errors.
+
+    Raises:
+        ValueError: names the layer whose number of slots is wrong, or that is missing.
+    """
+    if not transcoders:
+        return
+    last = max(transcoders)
+    for layer, transcoder in sorted(transcoders.items()):
+        if layer + transcoder.n_writes != last + 1:
+            raise ValueError(
+                f"the cross-layer transcoder mlp.{layer} has {transcoder.n_writes} slots and so "
+                f"writes to layers {layer} to {layer + transcoder.n_writes - 1}, but the last "
+                f"cross-layer transcoder is mlp.{last}; want {last + 1 - layer} slots, one a layer "
+                "from its own to the last, or all the layers that it was trained with"
+            )
+    missing = [layer for layer in range(min(transcoders), last) if layer not in transcoders]
+    if missing:
+        raise ValueError(
+            f"cross-layer transcoders of the layers below write to {missing}, which have none of "
+            f"their own; give every layer from {min(transcoders)} to {last}, or only the top layers"
+        )
 
 
 @dataclass(frozen=True, eq=False)

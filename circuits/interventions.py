@@ -14,7 +14,7 @@ __all__ = ["Intervention", "intervene"]
 
 @dataclass(frozen=True)
 class Intervention:
-    """Change one feature's activation.
+    """Change one feature's activation, and with it all that the feature writes.
 
     Args:
         site: where the dictionary writes (see `SplicedModel.placements`), or its name (`mlp.2`).

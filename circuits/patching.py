@@ -97,6 +97,7 @@ def run_patched(
         return torch.where(rows, kept, dropped)
 
     inputs: dict[Site, Tensor] = {}
+    used: dict[Site, Tensor] = {}
 
     def remember(read: Site) -> Edit:
         def edit(x: Tensor) -> Tensor:
@@ -117,8 +118,8 @@ def run_patched(
 
         def edit(y: Tensor) -> Tensor:
             x = y if placement.read == write else inputs[placement.read]
-            a = torch.where(active, replaced, placement.dictionary.encode(x))
-            return placement.dictionary.decode(a, x) + error
+            used[write] = torch.where(active, replaced, placement.dictionary.encode(x))
+            return spliced.reconstruct(write, used, x) + error
 
         return edit
 

@@ -4,6 +4,9 @@ Three modes (design, section 2.2): `replace` lets the reconstruction go on (exce
 dictionaries are not trained and the true value goes on), `exact` adds the error back so that logits
 are the original's, `frozen` also holds attention patterns, norm denominators and unreplaced MLPs at
 one prompt, so that everything between dictionaries is affine.
+
+What goes on at an MLP's output is the sum of what all features that write there write: those of its
+own transcoder, and of cross-layer transcoders in the layers below.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +17,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.dictionaries import SAE, Dictionary, Transcoder
+from circuits.dictionaries import (
+    SAE,
+    CrossLayerTranscoder,
+    Dictionary,
+    Transcoder,
+    check_cross_layer,
+)
 from circuits.interventions import Intervention, intervene
 from circuits.sites import Site
 from circuits.subject import Edit, SubjectModel
@@ -105,7 +114,8 @@ class SplicedModel:
         dictionaries: keyed by layer (`2`), by name (`"mlp.2"`, `"resid_post.0"`) or by `Site`.
 
     Raises:
-        ValueError: if a key names no place, widths disagree, or two dictionaries claim one place.
+        ValueError: if a key names no place, widths disagree, two dictionaries claim one place, or
+            cross-layer transcoders are not a whole (`check_cross_layer`).
     """
 
     def __init__(
@@ -127,6 +137,8 @@ class SplicedModel:
                 raise ValueError(
                     f"layer {site.layer} has a transcoder and an SAE on its MLP's output; keep one"
                 )
+        found = ((write.layer, p.dictionary) for write, p in self.placements.items())
+        check_cross_layer({i: d for i, d in found if isinstance(d, CrossLayerTranscoder)})
 
     def _place(self, key: int | str | Site, dictionary: Dictionary) -> Placement:
         model, layer = self.model, _layer_of(key, dictionary)
@@ -160,6 +172,36 @@ class SplicedModel:
                 return write
         names = ", ".join(f"{site_name(s)}.{s.layer}" for s in self.placements)
         raise ValueError(f"no dictionary at {site!r}; there are {names or 'none'}")
+
+    def writers(self, site: Site) -> list[tuple[Site, int]]:
+        """Whose features write at the write site `site`: where they are placed, lowest first, and
+        which slot of their decoder goes here. The last is the dictionary of `site` itself.
+        """
+        if not isinstance(self.placements[site].dictionary, CrossLayerTranscoder):
+            return [(site, 0)]
+        below = [w for w, p in self.placements.items() if _crosses(p) and w.layer <= site.layer]
+        return [(w, site.layer - w.layer) for w in sorted(below, key=lambda w: w.layer)]
+
+    def reconstruct(
+        self,
+        write: Site,
+        activations: Mapping[Site, Float[Tensor, "*batch _"]],
+        x: Float[Tensor, "*batch d_model"],
+    ) -> Float[Tensor, "*batch d_model"]:
+        """What the dictionaries make of the value at `write`, without any error.
+
+            sum over writers of a W_dec[:, slot], + b_dec (+ x W_skip) of the dictionary placed here
+
+        Args:
+            write: the write site of a placement.
+            activations: of all dictionaries that write there.
+            x: what the dictionary placed there reads.
+        """
+        *below, (own, _) = self.writers(write)
+        y = self.placements[own].dictionary.decode(activations[own], x)
+        for lower, slot in below:
+            y = y + activations[lower] @ self.placements[lower].dictionary.decoder(slot)
+        return y
 
     def state(self, tokens: Int[Tensor, "batch pos"], mode: HeldMode = "exact") -> FrozenState:
         """Run the model once and keep everything that `frozen` mode holds.
@@ -196,11 +238,9 @@ class SplicedModel:
         if mode == "replace":
             edits |= self._splice(tokens, mode, {}, None, False, {}, arriving)
         logits, values = model.run(tokens, edits=edits, capture=sites)
-        activations, errors = {}, {}
-        for write, placement in self.placements.items():
-            x = arriving.get(placement.read, values[placement.read])
-            activations[write] = a = placement.dictionary.encode(x)
-            errors[write] = values[write] - placement.dictionary.decode(a, x)
+        inputs = {w: arriving.get(p.read, values[p.read]) for w, p in self.placements.items()}
+        activations = {w: self.placements[w].dictionary.encode(x) for w, x in inputs.items()}
+        errors = {w: values[w] - self.reconstruct(w, activations, x) for w, x in inputs.items()}
         arriving = {site: x for site, x in arriving.items() if site in self.placements}
         return FrozenState(tokens, logits, values, activations, errors, arriving)
 
@@ -265,9 +305,18 @@ class SplicedModel:
         """
         is_bos = (tokens == self.model.bos_token)[..., None]
         edits: dict[Site, Edit] = {}
+        used: dict[Site, Tensor] = {}
+        moved: dict[Site, Tensor] = {}
 
         def remember(read: Site) -> Edit:
             return lambda x: inputs.setdefault(read, x)
+
+        def with_changes(write: Site, y: Tensor) -> Tensor:
+            """A true value plus what changed features add to it."""
+            for writer, slot in self.writers(write):
+                if writer in moved:
+                    y = y + moved[writer] @ self.placements[writer].dictionary.decoder(slot)
+            return y
 
         def splice(write: Site) -> Edit:
             placement, mine = self.placements[write], changes.get(write, [])
@@ -278,14 +327,16 @@ class SplicedModel:
                 z = dictionary.pre_activations(x)
                 a = dictionary.activate(z)
                 base = state.activations[write] if state is not None and hold_features else a
-                new = intervene(base, mine) if mine else base
+                used[write] = new = intervene(base, mine) if mine else base
                 seen[write] = (z, new)
+                if mine:
+                    moved[write] = new - a
                 if mode == "exact":
-                    return y + (new - a) @ dictionary.W_dec if mine else y.clone()
-                out = dictionary.decode(new, x)
+                    return with_changes(write, y)
+                out = self.reconstruct(write, used, x)
                 if state is not None:
                     return out + state.errors[write]
-                return torch.where(is_bos, y + (new - a) @ dictionary.W_dec, out)
+                return torch.where(is_bos, with_changes(write, y), out)
 
             return edit
 
@@ -312,6 +363,10 @@ def canonical(site: Site) -> Site:
     if site.kind == "resid_pre" and site.layer > 0:
         return Site("resid_post", site.layer - 1)
     return site
+
+
+def _crosses(placement: Placement) -> bool:
+    return isinstance(placement.dictionary, CrossLayerTranscoder)
 
 
 def _layer_of(key: int | str | Site, dictionary: Dictionary) -> int:

@@ -47,7 +47,8 @@ def promoted_and_suppressed(
     depends on the prompt, is not.
 
     Raises:
-        ValueError: if there is no such dictionary or feature.
+        ValueError: if there is no such dictionary or feature, or a post-norm follows a cross-layer
+            transcoder.
     """
     model, placement = spliced.model, spliced.placements[spliced.write_site(site)]
     check_feature(placement.dictionary, feature)
@@ -65,14 +66,30 @@ def promoted_and_suppressed(
 
 
 def feature_directions(
-    model: SubjectModel, placement: Placement
+    model: SubjectModel, placement: Placement, slots: range | None = None
 ) -> Float[Tensor, "feature d_model"]:
     """What each feature writes into the residual stream per unit of activation. Input-invariant.
 
     Where a post-norm follows a transcoder (Gemma) its gain is in and its denominator is not.
+
+    Args:
+        model: the subject model.
+        placement: the dictionary in its place.
+        slots: of a cross-layer transcoder, which writes to add up; None for all.
+
+    Raises:
+        ValueError: if a post-norm follows a cross-layer transcoder: its denominators differ from
+            layer to layer, so that no sum is made of weights alone.
     """
-    decoder = placement.dictionary.W_dec
+    dictionary = placement.dictionary
+    decoder = dictionary.summed_decoder(range(dictionary.n_writes) if slots is None else slots)
     post = model.norm("ln2_post", placement.write.layer)
     if placement.write.kind != "mlp_raw_out" or post is None:
         return decoder
+    if dictionary.n_writes > 1:
+        raise ValueError(
+            f"{model.name!r} normalises what each MLP writes (a post-norm), with one "
+            "input-dependent denominator a layer; what features of the cross-layer transcoder "
+            f"mlp.{placement.write.layer} write has no weights-only form"
+        )
     return post.linear(decoder, decoder.new_ones(1))

@@ -14,6 +14,7 @@ from attribution.invariant.deembedding import effective_encoder, encoder_through
 from attribution.invariant.routes import Head, check_route
 from attribution.invariant.sphere import cosine_p_value
 from attribution.invariant.strongest import WeightPairs
+from attribution.invariant.weights import decoder_on_route
 from circuits.spliced import SplicedModel
 
 __all__ = [
@@ -185,7 +186,8 @@ def matched_significance(
         ValueError: as `virtual_weights` and `matched_directions`.
     """
     encoder, decoder = _directions(spliced, target, source, pairs, head)
-    every = spliced.placements[spliced.write_site(source)].dictionary.W_dec
+    ends = spliced.write_site(target), spliced.write_site(source)
+    every = decoder_on_route(spliced, *ends, head)
     directions = matched_directions(every, n_samples, seed)
     cosines = pairs.weights.double() / decoder.norm(dim=1)
     z, p = [], []
@@ -207,5 +209,5 @@ def _directions(
         encoder = effective_encoder(model, reader, features)
     else:
         encoder = encoder_through_head(model, reader, head, features)
-    decoder = spliced.placements[write].dictionary.W_dec[pairs.sources]
+    decoder = decoder_on_route(spliced, read_at, write, head)[pairs.sources]
     return encoder.double(), decoder.double()

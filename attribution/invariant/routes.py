@@ -7,7 +7,7 @@ from circuits.sites import Site
 from circuits.spliced import Placement, SplicedModel, site_name
 from circuits.subject import SubjectModel
 
-__all__ = ["Head", "check_head", "check_reads_stream", "check_route"]
+__all__ = ["Head", "check_head", "check_reads_stream", "check_route", "slots_on_route"]
 
 Head = tuple[int, int]
 """Layer, and query head in it."""
@@ -68,6 +68,17 @@ def _check_through_head(spliced: SplicedModel, target: Site, source: Site, head:
             "it the target"
         )
     _check_whole(spliced, target, source, (layer, 2), _read(model, reader.read))
+
+
+def slots_on_route(spliced: SplicedModel, target: Site, source: Site, head: Head | None) -> range:
+    """The slots of the source's decoder that write below what `target` (or `head`) reads.
+
+    More than one only for a cross-layer transcoder; the route is one that `check_route` passes.
+    """
+    high = (head[0], 1) if head else _read(spliced.model, spliced.placements[target].read)
+    slots = range(spliced.placements[source].dictionary.n_writes)
+    written = (_written(source._replace(layer=source.layer + slot)) for slot in slots)
+    return range(sum(height < high for height in written))
 
 
 def check_head(model: SubjectModel, reader: Placement, head: Head) -> None:

@@ -75,7 +75,7 @@ def top_virtual_weights(
     """
     _check_k(k)
     targets = _targets(spliced, target, target_features)
-    best = WeightPairs(targets[:0], targets[:0], writings(spliced, source)[:0, 0])
+    best = WeightPairs(targets[:0], targets[:0], spliced.model.W_E.new_zeros(0))
     for done, rows, block in _blocks(spliced, target, source, head, targets, chunk_bytes):
         best = _merge(best, _beating(best, rows, block, k, signed), k, signed)
         if progress is not None:
@@ -101,10 +101,10 @@ def top_sources(
     """
     _check_k(k)
     targets = _targets(spliced, target, target_features)
-    decoder = spliced.placements[spliced.write_site(source)].dictionary.W_dec
-    shape = (len(targets), min(k, len(decoder)))
+    writer = spliced.placements[spliced.write_site(source)].dictionary
+    shape = (len(targets), min(k, writer.n_features))
     # Made at once: small results kept between large blocks would fragment memory.
-    sources, weights = targets.new_empty(shape), decoder.new_empty(shape)
+    sources, weights = targets.new_empty(shape), writer.W_dec.new_empty(shape)
     for done, rows, block in _blocks(spliced, target, source, head, targets, chunk_bytes):
         columns = largest_columns(_keys(block, signed), shape[1])
         sources[done - len(rows) : done] = columns
@@ -142,7 +142,7 @@ def _blocks(
 ) -> Iterator[tuple[int, Int[Tensor, " chunk"], Float[Tensor, "chunk source"]]]:
     """Weights of a few targets at a time, with how many are done after them."""
     check_route(spliced, spliced.write_site(target), spliced.write_site(source), head)
-    written = writings(spliced, source, head)
+    written = writings(spliced, target, source, head)
     n_rows = max(1, chunk_bytes // (_COPIES * len(written) * written.element_size()))
     done = 0
     for rows in targets.split(n_rows):

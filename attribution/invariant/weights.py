@@ -14,11 +14,19 @@ from attribution.invariant.deembedding import (
     encoder_at_head,
     fold_norm,
 )
-from attribution.invariant.routes import Head, check_route
+from attribution.invariant.routes import Head, check_route, slots_on_route
+from circuits.sites import Site
 from circuits.spliced import SplicedModel
 from circuits.subject import Heads, Norm
 
-__all__ = ["direct_virtual_weights", "readings", "virtual_weights", "write_into_head", "writings"]
+__all__ = [
+    "decoder_on_route",
+    "direct_virtual_weights",
+    "readings",
+    "virtual_weights",
+    "write_into_head",
+    "writings",
+]
 
 
 def direct_virtual_weights(
@@ -63,14 +71,26 @@ def readings(
     return encoder_at_head(model, placement, head, features)
 
 
+def decoder_on_route(
+    spliced: SplicedModel, target: Site, source: Site, head: Head | None = None
+) -> Float[Tensor, "source d_model"]:
+    """What features of `source` write below what `target` (or `head`) reads, over all places."""
+    slots = slots_on_route(spliced, target, source, head)
+    return spliced.placements[source].dictionary.summed_decoder(slots)
+
+
 def writings(
     spliced: SplicedModel,
+    target: str,
     source: str,
     head: Head | None = None,
     features: list[int] | slice = slice(None),
 ) -> Float[Tensor, "source d_read"]:
-    """What features of `source` write: into the residual stream, or into the values of `head`."""
-    decoder = spliced.placements[spliced.write_site(source)].dictionary.W_dec[features]
+    """What features of `source` write: into the residual stream below what `target` reads, or into
+    the values of `head`.
+    """
+    ends = spliced.write_site(target), spliced.write_site(source)
+    decoder = decoder_on_route(spliced, *ends, head)[features]
     if head is None:
         return decoder
     norm = spliced.model.norm("ln1", head[0])
@@ -90,7 +110,8 @@ def virtual_weights(
     """Virtual weights from features of `source` to features of `target`, along one path.
 
     Direct, `w[t, s] = <e_t, d_s>`; through a head, `w[t, s] = d_s W_V W_O e_t` (design 2.5, the
-    input-invariant factor; `e_t` with the norm it reads through folded in, `d_s` with `ln1`).
+    input-invariant factor; `e_t` with the norm it reads through folded in, `d_s` with `ln1`). Of a
+    cross-layer feature `d_s` is the sum of what it writes to all layers below the target (or head).
 
     The edge's part along this path is `a_s w / sigma_t(q)`, and through a head
     `a_s w A[q, k] / (sigma_ln1(k) sigma_t(q))`; `sigma_t` is 1 for a residual SAE. Other paths
@@ -120,5 +141,7 @@ def virtual_weights(
     every = slice(None)
     return direct_virtual_weights(
         readings(spliced, target, head, every if target_features is None else target_features),
-        writings(spliced, source, head, every if source_features is None else source_features),
+        writings(
+            spliced, target, source, head, every if source_features is None else source_features
+        ),
     )

@@ -29,9 +29,10 @@ class StreamSources:
         nodes: one row a source.
         coefficients: of a feature its activation, over the denominator of the post-norm that
             follows (Gemma); of everything else 1.
-        directions: of a feature its decoder direction, times the gain of that post-norm, and of a
-            token or position its embedding: weights alone. Of an error, a held MLP or a head it is
-            what was written at this prompt.
+        directions: of a feature its decoder direction, times the gain of that post-norm (of a
+            cross-layer feature all that it writes below, added up), and of a token or position its
+            embedding: weights alone. Of an error, a held MLP or a head it is what was written at
+            this prompt.
     """
 
     nodes: NodeTable
@@ -68,13 +69,20 @@ def stream_sources(
     Tokens, positions, active features, errors, held MLPs, what skip transcoders carry past their
     features, heads (`head3.attn`), and constants: output biases of attention with what value
     biases and norm biases give through the pattern, decoder biases, biases of post-norms. An SAE
-    on the residual stream stands for everything below it.
+    on the residual stream stands for everything below it, but for what features below it write
+    above it (cross-layer transcoders).
     """
-    parts = _resid_dictionary(spliced, state, Site("resid_pre"), pos) or _inputs(state, pos)
-    for below in range(layer):
-        cut = _resid_dictionary(spliced, state, Site("resid_post", below), pos)
-        attention = _attention(spliced, state, below, pos)
-        parts = cut or [*parts, *attention, *_mlp(spliced, state, below, pos)]
+    cuts = [s for s in spliced.placements if s.kind == "resid_post" and s.layer < layer]
+    cut = max(cuts, key=lambda site: site.layer, default=Site("resid_pre"))
+    start = cut.layer + 1 if cuts else 0
+    parts = _resid_dictionary(spliced, state, cut, pos) or _inputs(state, pos)
+    for write, placement in spliced.placements.items():
+        slots = range(start - write.layer, min(layer - write.layer, placement.dictionary.n_writes))
+        if write.kind == "mlp_raw_out" and write.layer < start and slots:
+            parts.append(_features(spliced, state, placement, pos, slots))
+    for below in range(start, layer):
+        parts += _attention(spliced, state, below, pos)
+        parts += _mlp(spliced, state, below, pos, reader=layer)
     return StreamSources(
         NodeTable([node for part in parts for node in part.nodes]),
         torch.cat([part.coefficients for part in parts]),
@@ -110,25 +118,19 @@ def _resid_dictionary(
 
 
 def _dictionary(
-    spliced: SplicedModel, state: FrozenState, placement: Placement, pos: int
+    spliced: SplicedModel, state: FrozenState, placement: Placement, pos: int, n_layers: int = 1
 ) -> list[_Part]:
-    """Features, error, skip and bias of one dictionary, through a post-norm where there is one."""
+    """Features, error, skip and bias of one dictionary, through a post-norm where there is one.
+
+    Of a cross-layer transcoder, what its features write to the first `n_layers` from its own on.
+    """
     model, write, dictionary = spliced.model, placement.write, placement.dictionary
     layer, name = write.layer, site_name(write)
-    post = _Post(None, state.logits.new_ones(1))
-    if write.kind == "mlp_raw_out":
-        post = _post(model, state, "ln2_post", layer, pos)
-    a = state.activations[write][0, pos]
-    active = a.nonzero()[:, 0]
-    nodes = [
-        Node(kind="feature", layer=layer, site=name, pos=pos, feature=f, activation=value)
-        for f, value in zip(active.tolist(), a[active].tolist(), strict=True)
-    ]
-    directions = feature_directions(model, placement)[active]
-    error = post.linear(state.errors[write][0, pos])
+    post = _post_of(model, state, write, pos)
+    slots = range(min(dictionary.n_writes, n_layers))
     parts = [
-        _Part(nodes, a[active] / post.scale, directions),
-        _single("error", layer, name, pos, error),
+        _features(spliced, state, placement, pos, slots),
+        _single("error", layer, name, pos, post.linear(state.errors[write][0, pos])),
     ]
     if dictionary.W_skip is not None:
         skip = post.linear(state.values[placement.read][0, pos] @ dictionary.W_skip)
@@ -136,12 +138,34 @@ def _dictionary(
     return [*parts, *_bias(layer, name, post.affine(dictionary.b_dec))]
 
 
-def _mlp(spliced: SplicedModel, state: FrozenState, layer: int, pos: int) -> list[_Part]:
+def _features(
+    spliced: SplicedModel, state: FrozenState, placement: Placement, pos: int, slots: range
+) -> _Part:
+    """The active features of one dictionary, each with the sum of what it writes in `slots`."""
+    write = placement.write
+    post = _post_of(spliced.model, state, write, pos)
+    a = state.activations[write][0, pos]
+    active = a.nonzero()[:, 0]
+    where = {"kind": "feature", "layer": write.layer, "site": site_name(write), "pos": pos}
+    nodes = [
+        Node(feature=f, activation=value, **where)  # type: ignore[arg-type]
+        for f, value in zip(active.tolist(), a[active].tolist(), strict=True)
+    ]
+    directions = feature_directions(spliced.model, placement, slots)[active]
+    return _Part(nodes, a[active] / post.scale, directions)
+
+
+def _mlp(
+    spliced: SplicedModel, state: FrozenState, layer: int, pos: int, reader: int
+) -> list[_Part]:
+    """What the MLP of `layer` writes; of cross-layer features also what they write further up,
+    below the layer that reads.
+    """
     model = spliced.model
     for kind in ("mlp_out", "mlp_raw_out"):
         placement = spliced.placements.get(Site(kind, layer))
         if placement is not None:
-            return _dictionary(spliced, state, placement, pos)
+            return _dictionary(spliced, state, placement, pos, reader - layer)
     post = _post(model, state, "ln2_post", layer, pos)
     raw = state.values[Site("mlp_raw_out", layer)][0, pos]
     return [
@@ -174,6 +198,13 @@ def _attention(spliced: SplicedModel, state: FrozenState, layer: int, pos: int) 
         ),
         *_bias(layer, "attn", post.affine(bias)),
     ]
+
+
+def _post_of(model: SubjectModel, state: FrozenState, write: Site, pos: int) -> _Post:
+    """The post-norm behind a dictionary."""
+    if write.kind == "mlp_raw_out":
+        return _post(model, state, "ln2_post", write.layer, pos)
+    return _Post(None, state.logits.new_ones(1))
 
 
 def _post(model: SubjectModel, state: FrozenState, name: NormName, layer: int, pos: int) -> _Post:

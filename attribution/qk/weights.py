@@ -154,7 +154,10 @@ def _written(
             raise ValueError(
                 f"{site} replaces the residual stream between {dictionary} and layer {layer}"
             )
-    return feature_directions(spliced.model, spliced.placements[write])
+    placement = spliced.placements[write]
+    n_below = max(1, layer - write.layer)  # 1 where an SAE writes what the layer reads
+    slots = range(min(placement.dictionary.n_writes, n_below))
+    return feature_directions(spliced.model, placement, slots)
 
 
 def _moment(site: Site) -> tuple[int, int]:

@@ -180,8 +180,8 @@ def test_a_missing_header_is_named(saved: Path):
         ("b_enc", (39,), "b_enc must have shape"),
         ("b_dec", (1, 32), "b_dec must have shape"),
         ("threshold", (1,), "threshold must have shape"),
-        ("W_enc", (40,), "must be matrices"),
-        ("W_enc", (32, 40, 1), "must be matrices"),
+        ("W_enc", (40,), r"W_enc must be \[d_in, feature\]"),
+        ("W_enc", (32, 40, 1), r"W_enc must be \[d_in, feature\]"),
         ("extra", (1,), "holds tensors .*'extra'.*; want"),
     ],
 )

@@ -70,7 +70,10 @@ def test_to_moves_every_tensor_and_keeps_the_rest():
         ({"b_enc": torch.zeros(3)}, r"b_enc must have shape \(40,\) to go with W_enc \(32, 40\)"),
         ({"W_dec": torch.zeros(3, 32)}, r"W_dec must have shape \(40, 32\)"),
         ({"W_skip": torch.zeros(3, 32)}, r"W_skip must have shape \(32, 32\)"),
-        ({"W_enc": torch.zeros(3)}, r"must be matrices, got shapes \(3,\)"),
+        (
+            {"W_enc": torch.zeros(3)},
+            r"W_enc must be \[d_in, feature\] and W_dec .*, got shapes \(3,\)",
+        ),
         ({"activation": "jumprelu"}, "'jumprelu' needs a threshold for every feature, got none"),
         ({"activation": "topk"}, "'topk' needs k >= 1, got None"),
         ({"activation": "topk", "k": 0}, "'topk' needs k >= 1, got 0"),
