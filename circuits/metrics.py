@@ -1,13 +1,31 @@
-"""Fidelity metrics as plain functions: L0, FVU, dead share, CE recovered.
+"""Fidelity metrics as plain functions: sparsity, reconstruction, and what the model loses.
 
-Sums run in float64 over all tokens before any ratio is taken.
+Sums run in float64 over all tokens before any ratio is taken. Leave special tokens out first.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["SquaredError", "ce_recovered", "dead_share", "fvu", "l0"]
+from circuits.reconstruction import ReconstructionSums
+
+__all__ = [
+    "LOG10_DENSITY_EDGES",
+    "ce_recovered",
+    "cosine",
+    "dead_share",
+    "density_histogram",
+    "explained_variance",
+    "fvu",
+    "kl_divergence",
+    "kl_recovered",
+    "l0",
+    "l2_ratio",
+    "reconstruction_bias",
+]
+
+LOG10_DENSITY_EDGES: tuple[float, ...] = tuple(-7 + 0.25 * i for i in range(29))
+"""Edges of every density histogram, so that any two can be laid side by side."""
 
 
 def l0(a: Float[Tensor, "token feature"]) -> float:
@@ -30,6 +48,24 @@ def dead_share(a: Float[Tensor, "token feature"]) -> float:
     return (a == 0).all(0).double().mean().item()
 
 
+def density_histogram(density: Float[Tensor, " feature"]) -> tuple[int, ...]:
+    """How many features have each log10 density, density being the share of tokens they fire on.
+
+    Bin i counts densities in [10^edge_i, 10^edge_(i+1)) of `LOG10_DENSITY_EDGES`. The first also
+    has what is rarer, the last what always fires; features that never fire are in none.
+
+    Example:
+        >>> counts = density_histogram(torch.tensor([0, 0.01, 0.012, 1], dtype=torch.float64))
+        >>> {edge: n for edge, n in zip(LOG10_DENSITY_EDGES, counts) if n}
+        {-2.0: 2, -0.25: 1}
+    """
+    edges = torch.tensor(LOG10_DENSITY_EDGES, dtype=torch.float64, device=density.device)
+    alive = density[density > 0].double().log10()
+    bins = torch.bucketize(alive, edges, right=True) - 1
+    n_bins = len(edges) - 1
+    return tuple(bins.clamp(0, n_bins - 1).bincount(minlength=n_bins).tolist())
+
+
 def fvu(y: Float[Tensor, "token d"], y_hat: Float[Tensor, "token d"]) -> float:
     """Squared error over the target's variance about its mean, both summed over all tokens.
 
@@ -44,52 +80,88 @@ def fvu(y: Float[Tensor, "token d"], y_hat: Float[Tensor, "token d"]) -> float:
         >>> fvu(torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [1.0]]))
         1.0
     """
-    sums = SquaredError(y.shape[1])
-    sums.add(y, y_hat)
-    return sums.fvu()
+    return _sums(y, y_hat).fvu()
 
 
-class SquaredError:
-    """Running sums for `fvu`, over batches of any size.
+def explained_variance(y: Float[Tensor, "token d"], y_hat: Float[Tensor, "token d"]) -> float:
+    """`1 - E|y - y_hat|^2 / (E|y|^2 - |E y|^2)`, which is 1 - FVU; below 0 where that is above 1.
 
-    The target is shifted by its first row's value while summing, so that a mean far from 0
-    cancels nothing.
+    About the mean, over all tokens at once: relative to zero a large mean would look like fidelity.
+
+    Raises:
+        ValueError: if the target does not vary.
+
+    Example:
+        >>> explained_variance(torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [1.0]]))
+        0.5
     """
+    return 1 - fvu(y, y_hat)
 
-    def __init__(self, d: int) -> None:
-        self.n_tokens = 0
-        self._error = 0.0
-        self._square = 0.0
-        self._shift: Tensor | None = None
-        self._sum = torch.zeros(d, dtype=torch.float64)
 
-    def add(self, y: Float[Tensor, "token d"], y_hat: Float[Tensor, "token d"]) -> None:
-        """Count one batch."""
-        y, y_hat = y.cpu().double(), y_hat.cpu().double()
-        if not len(y):
-            return
-        self._shift = y[0].clone() if self._shift is None else self._shift
-        self._error += (y - y_hat).square().sum().item()
-        shifted = y - self._shift
-        self._square += shifted.square().sum().item()
-        self._sum += shifted.sum(0)
-        self.n_tokens += len(y)
+def cosine(y: Float[Tensor, "token d"], y_hat: Float[Tensor, "token d"]) -> float:
+    """Mean cosine of target and reconstruction, over tokens whose target is not zero.
 
-    @property
-    def mean(self) -> Float[Tensor, " d"]:
-        """Mean of the target so far, in float64."""
-        if self._shift is None:
-            raise ValueError("there is no token to average over; every position was left out")
-        return self._shift + self._sum / self.n_tokens
+    A reconstruction that is zero counts as cosine 0.
 
-    def fvu(self) -> float:
-        """Squared error over variance, of everything counted."""
-        variance = self._square - self._sum.square().sum().item() / max(self.n_tokens, 1)
-        if not variance > 0:
-            raise ValueError(
-                f"FVU needs a target that varies, got {self.n_tokens} tokens without variance"
-            )
-        return self._error / variance
+    Raises:
+        ValueError: if the target is zero on every token.
+
+    Example:
+        >>> cosine(torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[3.0, 0.0], [2.0, 0.0]]))
+        0.8
+    """
+    return _sums(y, y_hat).cosine()
+
+
+def l2_ratio(y: Float[Tensor, "token d"], y_hat: Float[Tensor, "token d"]) -> float:
+    """Mean of `|y_hat| / |y|`, over tokens whose target is not zero; below 1 is shrinkage.
+
+    Raises:
+        ValueError: if the target is zero on every token.
+
+    Example:
+        >>> l2_ratio(torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[3.0, 0.0], [2.0, 0.0]]))
+        1.3
+    """
+    return _sums(y, y_hat).l2_ratio()
+
+
+def reconstruction_bias(
+    y: Float[Tensor, "token d"], y_hat: Float[Tensor, "token d"]
+) -> float | None:
+    """`E|y_hat|^2 / E[y . y_hat]`: 1 is unbiased, below 1 is shrinkage (Rajamanoharan et al. 2024).
+
+    The reciprocal of the factor by which all reconstructions would best be scaled; None where
+    `E[y . y_hat]` is 0, as for a reconstruction that is always zero.
+
+    Example:
+        >>> reconstruction_bias(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 1.0]]))
+        0.5
+    """
+    return _sums(y, y_hat).reconstruction_bias()
+
+
+def _sums(y: Float[Tensor, "token d"], y_hat: Float[Tensor, "token d"]) -> ReconstructionSums:
+    sums = ReconstructionSums()
+    sums.add(y, y_hat)
+    return sums
+
+
+def kl_divergence(
+    log_p: Float[Tensor, "token d_vocab"], log_q: Float[Tensor, "token d_vocab"]
+) -> Float[Tensor, " token"]:
+    """KL(p || q) of each token in nats, from log-probabilities: `sum_v p (log p - log q)`.
+
+    From log-softmax, since log(softmax) underflows to -inf; what p gives no probability counts 0.
+
+    Example:
+        >>> p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.25, 0.75]])
+        >>> kl_divergence(p.log(), q.log())
+        tensor([0.1438])
+    """
+    p = log_p.exp()
+    possible: Bool[Tensor, "token d_vocab"] = p > 0
+    return torch.where(possible, p * (log_p - log_q), 0.0).sum(-1)
 
 
 def ce_recovered(clean: float, spliced: float, ablated: float) -> float:
@@ -98,14 +170,35 @@ def ce_recovered(clean: float, spliced: float, ablated: float) -> float:
     1 is as good as the model, 0 as bad as the ablation; name the ablation with every figure.
 
     Raises:
-        ValueError: if the ablation leaves the loss as it is.
+        ValueError: if the ablation does not raise the loss.
 
     Example:
         >>> ce_recovered(clean=2.0, spliced=2.5, ablated=4.0)
         0.75
     """
-    if ablated == clean:
+    if not ablated > clean:
         raise ValueError(
-            f"the ablated loss equals the clean one ({clean:.6g}), so there is nothing to recover"
+            f"the ablated loss ({ablated:.6g}) is not above the clean one ({clean:.6g}), so there "
+            "is nothing to recover"
         )
     return (ablated - spliced) / (ablated - clean)
+
+
+def kl_recovered(spliced: float, ablated: float) -> float:
+    """(KL_ablated - KL_spliced) / KL_ablated, from mean divergences from the model.
+
+    1 is as good as the model, 0 as bad as the ablation; name the ablation with every figure.
+
+    Raises:
+        ValueError: if the ablation does not change the model's predictions.
+
+    Example:
+        >>> kl_recovered(spliced=0.5, ablated=2.0)
+        0.75
+    """
+    if not ablated > 0:
+        raise ValueError(
+            f"the ablation's KL is {ablated:.6g}: it changes no prediction, so there is nothing to "
+            "recover"
+        )
+    return (ablated - spliced) / ablated

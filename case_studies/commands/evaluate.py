@@ -3,6 +3,7 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 from case_studies.commands.display import print_json, progress_bar, write_config
+from case_studies.commands.fidelity_page import fidelity_figure
 from case_studies.commands.fidelity_table import print_fidelity
 from case_studies.commands.flags import JsonFlag, OutFlag, with_flags
 from case_studies.commands.loading import load_spliced
@@ -11,6 +12,7 @@ from circuits.files import write_json
 from circuits.training.buffer import full_rows
 from circuits.training.config import TrainedSite
 from circuits.training.text import bos_token, read_rows, trained_positions
+from graphs.html import write_html
 
 __all__ = ["EvaluateConfig", "command"]
 
@@ -38,9 +40,10 @@ class EvaluateConfig(BaseModel):
 
 @with_flags(EvaluateConfig)
 def command(config: EvaluateConfig, out: OutFlag = None, as_json: JsonFlag = False) -> None:
-    """Measure the fidelity of dictionaries: L0, FVU, dead features, CE recovered.
+    """Measure the fidelity of dictionaries: L0, FVU, CE recovered, KL, density and more.
 
-    Each dictionary alone, and all of a site together. `--out` gets config.json and metrics.json.
+    Each dictionary alone, and all of a site together; CE recovered against mean and zero ablation.
+    `--out` gets config.json, metrics.json and fidelity.html.
     """
     spliced = load_spliced(
         config.model, config.dictionaries, sites=config.sites, layers=config.layers
@@ -55,12 +58,16 @@ def command(config: EvaluateConfig, out: OutFlag = None, as_json: JsonFlag = Fal
             progress=progress,
         )
     bos = bos_token(spliced.model)
-    with progress_bar("measuring"):
-        report = evaluate(spliced, full_rows(rows, bos), keep=trained_positions(rows, bos))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
+    with progress_bar("measuring") as progress:
+        report = evaluate(
+            spliced, full_rows(rows, bos), keep=trained_positions(rows, bos), progress=progress
+        )
+    if out is not None:
         write_config(out, "evaluate", config)
         write_json(out / "metrics.json", report.model_dump(mode="json"))
+        write_html(fidelity_figure(report), out / "fidelity.html")
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
