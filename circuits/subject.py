@@ -5,6 +5,7 @@ The only module that knows a transformer-lens name. Everything else speaks of `S
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -50,6 +51,10 @@ def _moment(site: Site) -> tuple[int, int]:
     the order of registration (`mlp_raw_out` is `mlp_out` where there is no post-norm).
     """
     return site.layer, _ORDER.index(site.kind)
+
+
+class _Enough(Exception):
+    """Ends a forward pass once every wanted value is there."""
 
 
 @dataclass(frozen=True)
@@ -306,7 +311,23 @@ class SubjectModel:
             captured values with their batch axis.
         """
         captured: dict[Site, Tensor] = {}
-        edits = edits or {}
+        return self._pass(tokens, edits or {}, set(capture), captured), captured
+
+    def _pass(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        edits: Mapping[Site, Edit],
+        keep: set[Site],
+        captured: dict[Site, Tensor],
+        *,
+        whole: bool = True,
+    ) -> Float[Tensor, "batch read_pos d_vocab"]:
+        """One forward pass that puts the values at the sites in `keep` into `captured`.
+
+        Raises:
+            _Enough: unless the `whole` pass is wanted, as soon as they are all there.
+        """
+        n_wanted = len(keep)
 
         def hook_at(site: Site, edit: Edit | None, keep: bool) -> Callable[..., Tensor | None]:
             def hook(value: Tensor, hook: Any) -> Tensor | None:
@@ -319,19 +340,31 @@ class SubjectModel:
                     new = new.clone() if new is value else new
                 if keep:
                     captured[site] = new
+                    if not whole and len(captured) == n_wanted:
+                        raise _Enough
                 return None if edit is None else new
 
             return hook
 
-        keep = set(capture)
         hooks = [
             (_HOOKS[site.kind].format(site.layer), hook_at(site, edits.get(site), site in keep))
             for site in sorted(keep | set(edits), key=_moment)
         ]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="A forward hook edited hook_scale")
-            logits = self._bridge.run_with_hooks(tokens, fwd_hooks=hooks, use_cache=False)
-        return logits, captured
+            return self._bridge.run_with_hooks(tokens, fwd_hooks=hooks, use_cache=False)
+
+    def read(self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]) -> dict[Site, Tensor]:
+        """Values at `sites`, from a pass that ends as soon as all of them are there.
+
+        Args:
+            tokens: token ids.
+            sites: what to read.
+        """
+        captured: dict[Site, Tensor] = {}
+        with suppress(_Enough):
+            self._pass(tokens, {}, set(sites), captured, whole=False)
+        return captured
 
     def extend(
         self, tokens: Int[Tensor, "batch pos"], cache: Any = None
