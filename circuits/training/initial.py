@@ -7,12 +7,14 @@ from torch import Tensor
 
 from circuits.training.step import Parameters
 
-__all__ = ["fire_at_rate", "initial_parameters"]
+__all__ = ["fill_decoder", "fire_at_rate", "initial_parameters"]
+
+_CHUNK = 1024
 
 
 def initial_parameters(
     x: Float[Tensor, "token d_in"],
-    y: Float[Tensor, "token d_out"],
+    d_out: int,
     n_features: int,
     *,
     tied: bool,
@@ -26,13 +28,13 @@ def initial_parameters(
 
     Args:
         x: some scaled inputs, for their width.
-        y: some scaled targets.
+        d_out: width of the targets.
         tied: whether y is x (an SAE).
         skip: whether there is a linear skip.
         seed: of the encoder.
     """
     generator = torch.Generator().manual_seed(seed)
-    d_in, d_out = x.shape[1], y.shape[1]
+    d_in = x.shape[1]
     W_enc = F.normalize(torch.randn(n_features, d_in, generator=generator), dim=1).to(x.device)
     parameters = {
         "W_enc": W_enc,
@@ -49,5 +51,16 @@ def fire_at_rate(
     parameters: Parameters, x: Float[Tensor, "token d_in"], *, rate: float, threshold: float
 ) -> None:
     """Give every feature the bias at which it exceeds `threshold` on a share `rate` of `x`."""
-    z = x @ parameters["W_enc"].T
-    parameters["b_enc"] = threshold - torch.quantile(z, 1 - rate, dim=0)
+    exceeded = [
+        torch.quantile(x @ W_enc.T, 1 - rate, dim=0) for W_enc in parameters["W_enc"].split(_CHUNK)
+    ]
+    parameters["b_enc"] = threshold - torch.cat(exceeded)
+
+
+def fill_decoder(parameters: Parameters) -> None:
+    """Give decoder rows of zeros random directions, of norm 1, drawn with a seed from `W_enc`."""
+    W_dec = parameters["W_dec"]
+    seed = int(parameters["W_enc"][0].double().cpu().view(torch.int64)[0].item())
+    generator = torch.Generator().manual_seed(seed)
+    rows = F.normalize(torch.randn(W_dec.shape, generator=generator), dim=1).to(W_dec)
+    parameters["W_dec"] = torch.where(W_dec.norm(dim=1, keepdim=True) > 0, W_dec, rows)

@@ -20,11 +20,17 @@ class Scaling:
     y_mean: Float[Tensor, " d_out"]
     y_scale: Float[Tensor, " d_out"]
 
-    def inputs(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_in"]:
-        return (x - self.x_mean) * self.x_scale
+    def inputs(
+        self, x: Float[Tensor, "token d_in"], out: Float[Tensor, "token d_in"] | None = None
+    ) -> Float[Tensor, "token d_in"]:
+        """Scaled inputs, in `out` if that is given."""
+        return torch.sub(x, self.x_mean, out=out).mul_(self.x_scale)
 
-    def targets(self, y: Float[Tensor, "token d_out"]) -> Float[Tensor, "token d_out"]:
-        return (y - self.y_mean) * self.y_scale
+    def targets(
+        self, y: Float[Tensor, "token d_out"], out: Float[Tensor, "token d_out"] | None = None
+    ) -> Float[Tensor, "token d_out"]:
+        """Scaled targets, in `out` if that is given."""
+        return torch.sub(y, self.y_mean, out=out).mul_(self.y_scale)
 
 
 def _moments(v: Float[Tensor, "token d"], *, each: bool) -> tuple[Tensor, Tensor]:
