@@ -35,6 +35,7 @@ def dictionary_config(model: str, *, n_tokens: int, seed: int) -> TrainingConfig
         activation_cache_gb=8.0,
         save_dtype="float16",
         seed=seed,
+        data_seed=seed,
     )
 
 

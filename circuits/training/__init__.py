@@ -7,13 +7,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from circuits.training.config import TrainingConfig
+    from circuits.training.config import DictionaryConfig, TrainingConfig
+    from circuits.training.from_batches import fit
     from circuits.training.text import read_rows
-    from circuits.training.trainer import train
+    from circuits.training.trainer import train, train_many
 
-__all__ = ["TrainingConfig", "read_rows", "train"]
+__all__ = ["DictionaryConfig", "TrainingConfig", "fit", "read_rows", "train", "train_many"]
 
-_HOME = {"TrainingConfig": "config", "read_rows": "text", "train": "trainer"}
+_HOME = {
+    "DictionaryConfig": "config",
+    "TrainingConfig": "config",
+    "fit": "from_batches",
+    "read_rows": "text",
+    "train": "trainer",
+    "train_many": "trainer",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ from circuits.training.sampling import sample_rows
 __all__ = [
     "PADDING",
     "bos_token",
+    "kept_rows",
     "load_rows",
     "pack_documents",
     "read_documents",
@@ -178,6 +179,15 @@ def read_rows(
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
     return rows[order]
+
+
+def kept_rows(
+    path: Path, context: int, make: Callable[[], Int[Tensor, "row context"]]
+) -> Int[Tensor, "row context"]:
+    """The rows in the file at `path`; if there is none, what `make` returns is kept there."""
+    if not path.exists():
+        save_rows(make().to(torch.int32), path)
+    return load_rows(path, context)
 
 
 def save_rows(rows: Int[Tensor, "row context"], path: Path) -> None:

@@ -7,10 +7,9 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from circuits import load_dictionaries
-from circuits.sites import Site
+from circuits import load_dictionaries, load_model
 from circuits.training import TrainingConfig, train
-from circuits.training.buffer import ActivationSource
+from circuits.training.display import Progress, summary
 from circuits.training.learner import Learner
 from circuits.training.scaling import fit_scaling, fold
 from tests.circuits.training_models import random_rows, small_gpt2, small_llama
@@ -42,14 +41,14 @@ def _files(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     return {path.name: load_file(path) for path in sorted(folder.glob("*.*.safetensors"))}
 
 
-@pytest.mark.parametrize("activation", ["topk", "jumprelu"])
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
 @pytest.mark.parametrize("cache_gb", [1.0, 0.0], ids=["cached", "streamed"])
 def test_resume_ends_with_the_same_tensors(
-    tmp_path: Path, activation: str, cache_gb: float
+    tmp_path: Path, architecture: str, cache_gb: float
 ) -> None:
     config = TrainingConfig(
         **BASE,
-        activation=activation,
+        architecture=architecture,
         sites=("mlp", "resid_post"),
         activation_cache_gb=cache_gb,
         buffer_tokens=150,
@@ -77,6 +76,16 @@ def test_other_settings_are_refused_in_the_same_folder(tmp_path: Path) -> None:
         train(config.model_copy(update={"lr": 0.02}), small_gpt2(), out=tmp_path, progress=False)
 
 
+def test_a_folder_with_unreadable_settings_is_refused(tmp_path: Path) -> None:
+    config = TrainingConfig(**BASE)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is no JSON .*; use another folder"):
+        train(config, small_gpt2(), out=tmp_path, tokens=ROWS, progress=False)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="holds no settings of a training run"):
+        train(config, small_gpt2(), out=tmp_path, tokens=ROWS, progress=False)
+
+
 def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     config = TrainingConfig(**BASE)
     train(config, small_gpt2(), out=tmp_path, tokens=ROWS, progress=False, stop_after=2)
@@ -97,12 +106,12 @@ def test_a_finished_run_returns_its_report_and_leaves_the_documented_files(tmp_p
     assert loaded.k == 4
 
 
-@pytest.mark.parametrize(("activation", "site"), [("topk", "mlp"), ("jumprelu", "resid_post")])
+@pytest.mark.parametrize(("architecture", "site"), [("topk", "mlp"), ("jumprelu", "resid_post")])
 def test_training_lowers_the_error_and_holds_the_sparsity(
-    tmp_path: Path, activation: str, site: str
+    tmp_path: Path, architecture: str, site: str
 ) -> None:
     config = TrainingConfig(
-        **{**BASE, "n_tokens": 300 * 64}, activation=activation, sites=(site,), layers=(0,)
+        **{**BASE, "n_tokens": 300 * 64}, architecture=architecture, sites=(site,), layers=(0,)
     )
     report = train(config, small_gpt2(), out=tmp_path, tokens=ROWS, progress=False)
     assert report is not None
@@ -161,29 +170,6 @@ def test_folded_weights_do_on_raw_data_what_the_scaled_ones_do_on_scaled() -> No
     torch.testing.assert_close(scaling.targets(raw_out), scaled_out, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("cache_bytes", [1e9, 0.0], ids=["cached", "streamed"])
-def test_batches_cover_every_position_once_an_epoch_and_leave_bos_out(cache_bytes: float) -> None:
-    model, rows = small_gpt2(), random_rows(10)
-    rows[3, 7:] = -1
-    rows[4, 5] = 0
-    site = Site("mlp_in", 0)
-    source = ActivationSource(
-        model, rows, [site], bos=0, batch_size=13, chunk_tokens=40, cache_bytes=cache_bytes, seed=1
-    )
-    assert source.n_tokens == 10 * 11 - 5 - 1
-    batches = source.batches()
-    epoch = torch.cat([next(batches)[site] for _ in range(source.n_tokens // 13)])
-    _, values = model.run(torch.where(rows < 0, 0, rows), capture=[site])
-    wanted = values[site][:, 1:].flatten(0, 1)
-    distances = torch.cdist(epoch.double(), wanted.double())
-    nearest = distances.argmin(1)
-    assert distances.min(1).values.max() < 1e-5
-    expected_share = 0.9 if cache_bytes else 0.6
-    assert len(nearest.unique()) > expected_share * source.n_tokens
-    assert 3 * 11 + 8 not in nearest.tolist(), "padding was served"
-    assert 4 * 11 + 4 not in nearest.tolist(), "a BOS inside a row was served"
-
-
 def test_a_dead_feature_comes_back_through_auxk() -> None:
     config = TrainingConfig(**{**BASE, "n_features": 8, "k": 2}, aux_coefficient=0.5)
     generator = torch.Generator().manual_seed(0)
@@ -196,3 +182,53 @@ def test_a_dead_feature_comes_back_through_auxk() -> None:
     for step in range(30):
         learner.learn(x[:64], x[:64], step)
     assert learner.parameters["W_enc"][3].norm().item() > 2 * before
+
+
+def test_training_that_diverges_says_so_and_saves_nothing(tmp_path: Path) -> None:
+    config = TrainingConfig(**{**BASE, "lr": 1e30}, layers=(0,))
+    with pytest.raises(ValueError, match=r"mlp\.0 diverged: its loss is .*; want a smaller lr"):
+        train(config, small_gpt2(), out=tmp_path, tokens=ROWS, progress=False)
+    assert not list(tmp_path.glob("mlp*"))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("shape", [(40,), (40, 11)])
+def test_tokens_of_another_shape_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    tokens = ROWS.flatten()[: torch.Size(shape).numel()].view(shape)
+    with pytest.raises(ValueError, match=r"tokens must be rows of 12 ids \(context\), got \(40"):
+        train(TrainingConfig(**BASE), small_gpt2(), out=tmp_path, tokens=tokens, progress=False)
+
+
+def test_a_context_beyond_the_model_is_refused(tmp_path: Path) -> None:
+    config = TrainingConfig(**{**BASE, "context": 25})
+    with pytest.raises(ValueError, match=r"context 25 is longer than .* reads, 24"):
+        train(config, small_gpt2(), out=tmp_path, tokens=random_rows(40, 25), progress=False)
+
+
+def test_a_model_in_bfloat16_gives_dictionaries_in_float32(tmp_path: Path) -> None:
+    model = load_model(small_gpt2()._bridge.original_model, dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    config = TrainingConfig(**BASE, layers=(1,), dtype="bfloat16")
+    report = train(config, model, out=tmp_path, tokens=ROWS, progress=False)
+    assert report is not None
+    assert report.dictionaries[0].fvu < 0.9
+    assert _files(tmp_path)["mlp.1.safetensors"]["W_enc"].dtype == torch.float32
+
+
+def test_a_model_elsewhere_than_the_settings_say_is_refused(tmp_path: Path) -> None:
+    config = TrainingConfig(**BASE, dtype="bfloat16")
+    with pytest.raises(ValueError, match="the model has dtype float32, but the settings say bfloa"):
+        train(config, small_gpt2(), out=tmp_path, tokens=ROWS, progress=False)
+
+
+def test_news_tell_the_stages_in_order(tmp_path: Path) -> None:
+    news: list[Progress] = []
+    config = TrainingConfig(**BASE, layers=(0,), n_text_tokens=480)
+    train(config, small_gpt2(), out=tmp_path, progress=news.append)
+    stages = list(dict.fromkeys(each.stage.split(" (")[0] for each in news))
+    assert stages == ["reading text", "running the model", "training", "measuring fidelity"]
+    steps = [each for each in news if each.stage.startswith("training")]
+    assert [each.done for each in steps] == [10, 20, 30, 40]
+    assert steps[-1].numbers.keys() == {"mlp.0"}
+    assert all(each.done <= each.total for each in news)
+    assert summary(steps[-1]).endswith("(mean of 1)")
