@@ -15,7 +15,8 @@ COMMANDS = {
     "attention": "Show why a head looks where it looks, as pairs of sources that add up.",
     "feature": "Show what one feature reads and writes, from weights alone.",
     "train": "Train transcoders and SAEs for a model, resumably.",
-    "evaluate": "Measure the fidelity of dictionaries: L0, FVU, dead features, CE recovered.",
+    "evaluate": "Measure the fidelity of dictionaries: L0, FVU, CE recovered, KL, density.",
+    "compare": "Compare kinds of dictionaries at equal L0, with seeds and intervals.",
     "models": "List the models known by name, and whether their weights are here.",
 }
 """Verb -> one line of help. A verb lives in `case_studies.commands.VERB` as `command`."""
