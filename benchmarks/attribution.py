@@ -12,7 +12,6 @@ is one JSON object; `cpu_s_per_1000_rows` is that of the first setting.
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from attribution import Trace, attribute
+from benchmarks.processes import run_json
 from circuits import Site, SplicedModel, Transcoder, load_model
 from circuits.precision import fast_float32
 
@@ -230,18 +230,6 @@ def compare(folder: Path) -> dict[str, Any]:
             (mine - theirs).abs().max() / theirs.abs().max()
         ),
     }
-
-
-def run_json(command: list[str]) -> dict[str, Any]:
-    """The JSON object on a command's last line.
-
-    Raises:
-        RuntimeError: if the command fails, with the end of what it said.
-    """
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{command[:3]} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def one_setting(
