@@ -20,6 +20,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -245,52 +246,48 @@ def show(name: str, result: dict[str, Any]) -> None:
     )
 
 
-def run_cases(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Every case in a process of its own, peers beside ours."""
-    results = {}
-    worker = [sys.executable, "-m", "benchmarks.training", "--worker"]
-    sizes = (6144,) if options.quick else (6144, 24576)
-    steps = 3 if options.quick else 6
-    peers = {
-        name: python
-        for name, python in (
-            ("sae-lens", ["sae_lens_step.py", *(options.sae_lens or [])]),
-            (
-                "dictionary_learning",
-                ["dictionary_learning_step.py", *(options.dictionary_learning or [])],
-            ),
-        )
-        if len(python) > 1
-    }
-    with tempfile.TemporaryDirectory() as path:
-        x, _ = synthetic(BATCH * N_BATCHES, WIDTH)
-        save_file({"x": x}, Path(path) / "batches.safetensors")
-        for n_features in sizes:
-            for precision in list(PRECISIONS)[: 1 if options.quick else None]:
-                for architecture, site in CASES[: 1 if options.quick else None]:
-                    if precision != "float32" and (
-                        architecture not in ("topk", "jumprelu") or site != "mlp"
-                    ):
-                        continue
-                    case = {
+def our_cases(*, quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and settings of each of our cases; other precisions and sizes for transcoders alone."""
+    for n_features in (6144, 24576):
+        for precision in PRECISIONS:
+            for architecture, site in CASES:
+                first = (n_features, precision) == (6144, "float32")
+                if site != "mlp" and not first:
+                    continue
+                kind = "transcoder" if site == "mlp" else "SAE"
+                name = f"{architecture} {kind}, F {n_features:,}, {precision}"
+                yield (
+                    name,
+                    {
                         "architecture": architecture,
                         "site": site,
                         "n_features": n_features,
                         "precision": precision,
-                        "steps": steps,
-                    }
-                    kind = "transcoder" if site == "mlp" else "SAE"
-                    name = f"{architecture} {kind}, F {n_features:,}, {precision}"
-                    results[name] = run_json([*worker, json.dumps(case)])
-                    show(name, results[name])
-            for peer, python in peers.items():
-                for architecture in PEER_CASES:
-                    if n_features > 6144 and architecture not in ("topk", "jumprelu"):
-                        continue
-                    case = {"architecture": architecture, "n_features": n_features, "steps": 3}
-                    name = f"{peer} {architecture} SAE, F {n_features:,}, float32"
-                    results[name] = peer_case(python, case, Path(path))
-                    show(name, results[name])
+                        "steps": 6 if n_features == 6144 and not quick else 3,
+                    },
+                )
+                if quick:
+                    return
+
+
+def run_cases(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Every case in a process of its own, and the peers on the same batches."""
+    results = {}
+    for name, case in our_cases(quick=options.quick):
+        command = [sys.executable, "-m", "benchmarks.training", "--worker", json.dumps(case)]
+        results[name] = run_json(command)
+        show(name, results[name])
+    with tempfile.TemporaryDirectory() as path:
+        save_file({"x": synthetic(BATCH * N_BATCHES, WIDTH)[0]}, Path(path) / "batches.safetensors")
+        for peer, script, python in (
+            ("sae-lens", "sae_lens_step.py", options.sae_lens),
+            ("dictionary_learning", "dictionary_learning_step.py", options.dictionary_learning),
+        ):
+            for architecture in PEER_CASES if python and not options.quick else ():
+                case = {"architecture": architecture, "n_features": 6144, "steps": 3}
+                name = f"{peer} {architecture} SAE, F 6,144, float32"
+                results[name] = peer_case([script, *python], case, Path(path))
+                show(name, results[name])
     return results
 
 

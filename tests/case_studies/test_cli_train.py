@@ -58,6 +58,7 @@ def test_a_dry_run_needs_no_folder_and_writes_nothing(
     assert shown.exit_code == 0, shown.output
     assert "8 steps, 512 tokens presented" in shown.stdout
     assert "sampling the text" in shown.stdout
+    assert "k2" in shown.stdout
     printed = json.loads(run("--model", model, *SIZES, "--dry-run", "--json").stdout)
     assert printed["steps"] == 8
     assert printed["dictionaries"] == {"": 1}

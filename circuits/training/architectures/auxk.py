@@ -51,10 +51,11 @@ class AuxK:
         if len(dead) > self.k:
             value, index = a.topk(self.k, dim=-1, sorted=False)
             a = torch.zeros_like(a).scatter_(-1, index, value)
-        weight = self.coefficient * min(len(dead) / self.k, 1.0)
+        slope = 2 * self.coefficient * min(len(dead) / self.k, 1.0) / len(x)
         W_dec = p["W_dec"][dead]
-        g_out = torch.addmm(error, a, W_dec).mul_(2 * weight / len(x))
-        g_z = (g_out @ W_dec.T).mul_(a > 0)
-        gradients["W_dec"].index_add_(0, dead, a.T @ g_out)
+        buffer = moment.work.take("auxk", *error.shape, like=error)
+        missed = torch.addmm(error, a, W_dec, out=buffer)
+        g_z = (missed @ W_dec.T).mul_(a > 0).mul_(slope)
+        gradients["W_dec"].index_add_(0, dead, a.mul_(slope).T @ missed)
         gradients["W_enc"].index_add_(0, dead, g_z.T @ x)
         gradients["b_enc"].index_add_(0, dead, g_z.sum(0))

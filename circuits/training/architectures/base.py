@@ -21,6 +21,7 @@ __all__ = [
     "affine_gradients",
     "feature_gradients",
     "gradients_of",
+    "mean_square",
     "reconstruct",
     "step_by_rule",
     "step_of",
@@ -143,7 +144,8 @@ def step_by_rule(
     """The step of a dictionary whose features follow `rule` and write to `y`."""
     code = rule.encode(p, x, moment)
     error = reconstruct(p, x, code.entries, code.a).sub_(y)
-    g_out = error * (2 / len(x))
+    buffer = moment.work.take("g_out", *error.shape, like=error)
+    g_out = torch.mul(error, 2 / len(x), out=buffer)
     gradients = rule.backward(p, memory, x, code, error, g_out, moment)
     return step_of(gradients | affine_gradients(p, x, g_out), error, code.entries, code.a)
 
@@ -203,6 +205,9 @@ def step_of(
     gradients: Parameters, error: Float[Tensor, "token d_out"], entries: Entries, a: Tensor
 ) -> Step:
     """The step with its statistics."""
-    return Step(
-        gradients, error.square().mean().item(), active_per_token(a, error), entries.fired(a)
-    )
+    return Step(gradients, mean_square(error), active_per_token(a, error), entries.fired(a))
+
+
+def mean_square(error: Float[Tensor, "token d_out"]) -> float:
+    """Mean squared error a dimension."""
+    return torch.linalg.vector_norm(error).item() ** 2 / error.numel()

@@ -29,6 +29,7 @@ from circuits.training.architectures.base import (
     Memory,
     active_per_token,
     affine_gradients,
+    mean_square,
 )
 from circuits.training.step import Moment, Parameters, Step
 
@@ -116,7 +117,7 @@ class CrossLayer:
             gradients.append(gradient | affine_gradients(part, x_l, g_out[:, own]))
         return Step(
             pack(gradients),
-            error.square().mean().item(),
+            mean_square(error),
             sum(active_per_token(code.a, x) for code in codes) / len(codes),
             torch.cat([code.entries.fired(code.a) for code in codes]),
         )
