@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from circuits.dictionaries import SAE, Dictionary, Transcoder
+    from circuits.dictionaries import SAE, CrossLayerTranscoder, Dictionary, Transcoder
     from circuits.interventions import Intervention
     from circuits.loading import load_dictionaries, load_model
     from circuits.sites import Site
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SAE",
+    "CrossLayerTranscoder",
     "Dictionary",
     "FrozenState",
     "Intervention",
@@ -30,6 +31,7 @@ __all__ = [
 
 _HOME = {
     "SAE": "dictionaries",
+    "CrossLayerTranscoder": "dictionaries",
     "Dictionary": "dictionaries",
     "FrozenState": "spliced",
     "Intervention": "interventions",

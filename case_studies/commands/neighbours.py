@@ -40,7 +40,8 @@ def find_neighbours(
 ) -> dict[str, Neighbours]:
     """The strongest virtual weights from below (`upstream`) and to above (`downstream`), by size.
 
-    Each pair of dictionaries is taken by itself; `z` and `p` are of the isotropic null.
+    SAEs are taken in pairs, since others between them would replace what they pass on. `z` and `p`
+    are of the isotropic null.
     """
     dictionaries = {write.layer: p.dictionary for write, p in spliced.placements.items()}
     here = f"{site}.{layer}"
@@ -50,7 +51,9 @@ def find_neighbours(
         if other == layer:
             continue
         there = f"{site}.{other}"
-        pair = SplicedModel(spliced.model, {here: dictionaries[layer], there: dictionary})
+        pair = spliced
+        if site != "mlp":
+            pair = SplicedModel(spliced.model, {here: dictionaries[layer], there: dictionary})
         if other < layer:
             key, ends = "upstream", (here, there)
             weights = top_virtual_weights(pair, *ends, top, target_features=[index])

@@ -17,7 +17,7 @@ from circuits.training.places import CROSS_LAYER
 from circuits.training.scaling import Scaling, fit_scaling, fold
 from circuits.training.step import Parameters, Step
 
-__all__ = ["CrossLayerLearner", "learner_class"]
+__all__ = ["CrossLayerLearner", "fold_layers", "learner_class"]
 
 
 class CrossLayerLearner(Learner):
