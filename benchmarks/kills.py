@@ -78,17 +78,19 @@ def run(out: Path, stage: Any) -> None:
 
 
 def start(context: ForkContext, out: Path) -> tuple[ForkProcess, Any]:
+    """A process that has its model and has begun to work."""
     stage: Any = context.Array("c", 80)
-    stage.value = b"starting"
     process = context.Process(target=run, args=(out, stage))
     process.start()
+    while not stage.value and process.is_alive():
+        time.sleep(0.001)
     return process, stage
 
 
 def finish(context: ForkContext, out: Path) -> float:
-    """Let a run go to its end; the seconds it took."""
-    begin = time.perf_counter()
+    """Let a run go to its end; the seconds it worked."""
     process, stage = start(context, out)
+    begin = time.perf_counter()
     process.join()
     if process.exitcode != 0:
         raise RuntimeError(f"a run ended with code {process.exitcode} while {stage.value.decode()}")

@@ -241,7 +241,8 @@ def show(name: str, result: dict[str, Any]) -> None:
     print(
         f"{name:48} {result['cpu_s_per_step']:7.3f} CPU-s a step"
         f"  {result['ratio_to_dense_limit']:5.2f} of dense"
-        f"  {result['ratio_to_encoder_limit']:5.2f} of encoder  L0 {result.get('l0', 0):.0f}",
+        f"  {result['ratio_to_encoder_limit']:5.2f} of encoder"
+        + (f"  L0 {result['l0']:.0f}" if "l0" in result else ""),
         flush=True,
     )
 
