@@ -27,9 +27,10 @@ __all__ = [
     "pre_activations",
 ]
 
-DENSE_SHARE = {"cpu": 1 / 12, "cuda": 1 / 12}
-"""Share of entries above which dense products are faster, by type of device; measured by
-`python -m benchmarks.training --crossover`."""
+DENSE_SHARE = {"cpu": 1 / 6, "cuda": 1 / 12}
+"""Share of entries above which dense products are faster, by type of device. Measured on CPUs by
+`python -m benchmarks.training --crossover` (1/6 with oneDNN, 1/4 with MKL); a guess for CUDA.
+Fixed, since a run that chose by its own timing could not be resumed bit for bit."""
 
 
 class Entries(ABC):
