@@ -4,7 +4,7 @@ Sums run in float64 over all tokens before any ratio is taken. Leave special tok
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from circuits.reconstruction import ReconstructionSums
@@ -148,11 +148,12 @@ def _sums(y: Float[Tensor, "token d"], y_hat: Float[Tensor, "token d"]) -> Recon
 
 
 def kl_divergence(
-    log_p: Float[Tensor, "token d_vocab"], log_q: Float[Tensor, "token d_vocab"]
-) -> Float[Tensor, " token"]:
+    log_p: Float[Tensor, "*#token d_vocab"], log_q: Float[Tensor, "*#token d_vocab"]
+) -> Float[Tensor, "*_"]:
     """KL(p || q) of each token in nats, from log-probabilities: `sum_v p (log p - log q)`.
 
-    From log-softmax, since log(softmax) underflows to -inf; what p gives no probability counts 0.
+    Axes before the last broadcast. From log-softmax, since log(softmax) underflows to -inf; what p
+    gives no probability counts 0.
 
     Example:
         >>> p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.25, 0.75]])
@@ -160,8 +161,7 @@ def kl_divergence(
         tensor([0.1438])
     """
     p = log_p.exp()
-    possible: Bool[Tensor, "token d_vocab"] = p > 0
-    return torch.where(possible, p * (log_p - log_q), 0.0).sum(-1)
+    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
 
 
 def ce_recovered(clean: float, spliced: float, ablated: float) -> float:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from attribution.nodes import Node
+from circuits.metrics import kl_divergence
 from graphs.scorer import CircuitRunner
 
 __all__ = ["Faithfulness", "Metric", "faithfulness", "kl_to_model", "normalised"]
@@ -63,8 +64,7 @@ def kl_to_model(
     full: Float[Tensor, "batch d_vocab"], logits: Float[Tensor, "*circuit batch d_vocab"]
 ) -> Float[Tensor, "*circuit batch"]:
     """KL(model || circuit) of the next-token distributions, in nats."""
-    p, q = full.log_softmax(-1), logits.log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
+    return kl_divergence(full.log_softmax(-1), logits.log_softmax(-1))
 
 
 def faithfulness(
