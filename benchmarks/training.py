@@ -27,11 +27,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.processes import run_json
+from circuits.metrics import fvu
 from circuits.training import entries
 from circuits.training.config import DictionaryConfig
 from circuits.training.learner import Learner
@@ -219,13 +219,6 @@ def quality(seeds: int = 3) -> dict[str, Any]:
             "standard_deviation_over_seeds": stdev(found["float32"]),
         }
     }
-
-
-def fvu(y: Float[Tensor, "token d"], y_hat: Float[Tensor, "token d"]) -> float:
-    """FVU by the project's own metric."""
-    from circuits.metrics import fvu as metric
-
-    return metric(y, y_hat)
 
 
 def peer_case(python: list[str], case: dict[str, Any], folder: Path) -> dict[str, Any]:
