@@ -11,9 +11,9 @@ from torch import Tensor
 
 from attribution.nodes import Node
 from circuits.sites import Site
-from circuits.spliced import FrozenState, SplicedModel, site_name
+from circuits.spliced import FrozenState, Placement, SplicedModel
 
-__all__ = ["ActiveFeatures", "Columns", "index_columns", "position_vectors"]
+__all__ = ["ActiveFeatures", "Columns", "bias_key", "index_columns", "position_vectors"]
 
 
 @dataclass(frozen=True)
@@ -63,27 +63,33 @@ def index_columns(spliced: SplicedModel, state: FrozenState) -> Columns:
     """Lay out the columns: tokens, positions, features, errors, held MLPs, biases."""
     model, columns = spliced.model, Columns()
     _add_inputs(columns, state)
-    for write in _in_order(spliced):
-        _add_features(columns, write, state.activations[write][0])
-    for write in _in_order(spliced):
-        _add_block(columns, "error", write, state.n_pos)
-    for layer in range(model.n_layers):
-        if (site := Site("mlp_raw_out", layer)) not in spliced.placements:
-            _add_block(columns, "sublayer", site, state.n_pos)
+    placements = _in_order(spliced)
+    for placement in placements:
+        _add_features(columns, placement, state.activations[placement.write][0])
+    for placement in placements:
+        _add_block(columns, "error", placement.write, placement.site, state.n_pos)
+    for site in spliced.held_mlps():
+        _add_block(columns, "sublayer", site, "mlp", state.n_pos)
     for layer in range(model.n_layers):
         _add_bias(columns, f"attn{layer}", "attn", layer)
         _add_bias(columns, f"mlp{layer}", "mlp", layer)
-    for write in _in_order(spliced):
-        if write.kind != "mlp_raw_out":
-            _add_bias(columns, str(write), site_name(write), write.layer)
+    for placement in placements:
+        if placement.site != "mlp":
+            _add_bias(columns, bias_key(placement), placement.site, placement.write.layer)
     _add_bias(columns, "final", "final", model.n_layers)
     _add_bias(columns, "target", "target", -1)
     return columns
 
 
-def _in_order(spliced: SplicedModel) -> list[Site]:
+def bias_key(placement: Placement) -> str:
+    """Where constants of a dictionary are booked; transcoders stand for MLPs, and so theirs do."""
+    return f"{placement.site}{placement.write.layer}"
+
+
+def _in_order(spliced: SplicedModel) -> list[Placement]:
     order = ("resid_pre", "attn_out", "mlp_raw_out", "mlp_out", "resid_post")
-    return sorted(spliced.placements, key=lambda site: (site.layer, order.index(site.kind)))
+    placements = spliced.placements.values()
+    return sorted(placements, key=lambda p: (p.write.layer, order.index(p.write.kind)))
 
 
 def _add_inputs(columns: Columns, state: FrozenState) -> None:
@@ -106,14 +112,16 @@ def position_vectors(state: FrozenState) -> Float[Tensor, "pos d_model"]:
     return (state.read(Site("resid_pre", 0)) - state.values[Site("embed")])[0]
 
 
-def _add_features(columns: Columns, write: Site, activations: Float[Tensor, "pos feature"]) -> None:
+def _add_features(
+    columns: Columns, placement: Placement, activations: Float[Tensor, "pos feature"]
+) -> None:
     positions, features = activations.nonzero(as_tuple=True)
     values = activations[positions, features]
     counts = torch.bincount(positions, minlength=len(activations)).cumsum(0)
-    columns.features[write] = ActiveFeatures(
+    columns.features[placement.write] = ActiveFeatures(
         features, values, (0, *counts.tolist()), len(columns.nodes)
     )
-    layer, site = write.layer, site_name(write)
+    layer, site = placement.write.layer, placement.site
     columns.nodes.extend(
         Node(kind="feature", layer=layer, site=site, pos=pos, feature=feature, activation=value)
         for pos, feature, value in zip(
@@ -122,10 +130,10 @@ def _add_features(columns: Columns, write: Site, activations: Float[Tensor, "pos
     )
 
 
-def _add_block(columns: Columns, kind: str, site: Site, n_pos: int) -> None:
+def _add_block(columns: Columns, kind: str, site: Site, name: str, n_pos: int) -> None:
     columns.blocks[kind, site] = len(columns.nodes)
     columns.nodes.extend(
-        Node(kind=kind, layer=site.layer, site=site_name(site), pos=pos)  # type: ignore[arg-type]
+        Node(kind=kind, layer=site.layer, site=name, pos=pos)  # type: ignore[arg-type]
         for pos in range(n_pos)
     )
 

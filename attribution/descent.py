@@ -33,6 +33,7 @@ from attribution.written import (
 )
 from circuits.dictionaries import CrossLayerTranscoder
 from circuits.sites import NormName, Site, SiteKind
+from circuits.spliced import Placement
 
 __all__ = ["Descent"]
 
@@ -150,14 +151,21 @@ class Descent:
         else:
             self._add(through_skip, self.hi)
             self._join("mlp_in", layer)
+            self._join("resid_mid", layer)
             if self.active:
                 self._attention(layer)
 
     def _mlp(self, layer: int, replaced: bool = True) -> tuple[Tensor, Tensor] | None:
-        """Book what the MLP writes; the gradients before it, through a linear skip, if any."""
-        spliced, site = self.prompt.spliced, Site("mlp_raw_out", layer)
-        if replaced and Site("mlp_out", layer) in spliced.placements:
-            self._book(self._written(written_by_dictionary, Site("mlp_out", layer)))
+        """Book what the MLP writes; the gradients before it, through a linear skip, if any.
+
+        Args:
+            layer: which.
+            replaced: whether an SAE on the MLP's output, if any, lies on the way.
+        """
+        spliced, site = self.prompt.spliced, self.prompt.spliced.mlp_site(layer)
+        sae = Site("mlp_out", layer)
+        if replaced and sae in spliced.placements and sae != site:
+            self._book(self._written(written_by_dictionary, sae))
             return None
         if site not in spliced.placements:
             self._book(self._written(written_by_held_mlp, site))
@@ -167,16 +175,22 @@ class Descent:
             self._book_across_layers(site)
         else:
             self._book(self._written(written_by_dictionary, site))
-        W_skip = dictionary.W_skip
-        if W_skip is None:
+        if dictionary.W_skip is None:
             return None
-        before = []
-        for g, start in ((self.carried[self.lo : self.hi], self.lo), (self.fresh, self.hi)):
-            if self.model.norm("ln2_post", layer) is not None:
-                g = self._before_norm("ln2_post", layer, None, g, start)
-            g = self._before_norm("ln2", layer, f"mlp{layer}", g @ W_skip.T.to(g), start)
-            before.append(g)
-        return before[0], before[1]
+        placement, carried = spliced.placements[site], self.carried[self.lo : self.hi]
+        before = self._before_skip(placement, carried, self.lo)
+        return before, self._before_skip(placement, self.fresh, self.hi)
+
+    def _before_skip(self, placement: Placement, g: Tensor, start: int) -> Tensor:
+        """Carry gradients from the stream behind a skip transcoder to the stream that it reads."""
+        layer, W_skip = placement.write.layer, placement.dictionary.W_skip
+        assert W_skip is not None
+        if placement.write.kind == "mlp_raw_out" and self.model.norm("ln2_post", layer) is not None:
+            g = self._before_norm("ln2_post", layer, None, g, start)
+        g = g @ W_skip.T.to(g)
+        if placement.read.kind == "mlp_in":
+            g = self._before_norm("ln2", layer, f"mlp{layer}", g, start)
+        return g
 
     def _add(self, through_skip: tuple[Tensor, Tensor] | None, hi: int) -> None:
         """Add gradients that came through a skip when `[lo, hi)` were carried."""

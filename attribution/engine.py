@@ -18,10 +18,12 @@ from attribution.nodes import Node, NodeTable
 from attribution.rows import Rows, sweeps
 from attribution.targets import Readout, Target, TopLogits
 from attribution.trace import Trace
+from circuits.patching import NodeValues
+from circuits.sites import Site
 from circuits.spliced import FrozenState, HeldMode, SplicedModel
 from circuits.subject import SubjectModel
 
-__all__ = ["attribute", "attribute_batch"]
+__all__ = ["attribute", "attribute_batch", "attribute_sources"]
 
 Prompt = str | Int[Tensor, " _"]
 Progress = Callable[[int, int], None]
@@ -49,7 +51,8 @@ def attribute(
         prompt: text, or token ids.
         target: what to explain; None explains the likeliest next tokens.
         mode: `exact` holds the model as it is; `replace` holds it as it runs on reconstructions,
-            where errors are zero (except at BOS, which no dictionary was trained on).
+            where errors are zero (except at BOS, and at first positions that a dictionary's
+            convention leaves out, where none was trained).
         feature_rows: whether active features get rows too; without, only `target` is explained.
         max_feature_rows: at most so many features get rows, best first: those that carry most
             influence on the outputs. `Trace.left_out` bounds what runs through the others.
@@ -66,6 +69,44 @@ def attribute(
         state = spliced.state(tokens[None], mode)
         run = _Run(spliced, state, target, memory, progress)
         return run.trace(mode, max_feature_rows if feature_rows else 0)
+
+
+def attribute_sources(
+    spliced: SplicedModel,
+    clean: FrozenState,
+    other: NodeValues,
+    target: Target | Sequence[Target] | None = None,
+    *,
+    memory: int = 64 * 2**20,
+) -> Trace:
+    """The edges of one prompt's frozen model with other values of its tokens, errors and held MLPs.
+
+    Attention, norm denominators and features are those of `clean`; what tokens, errors and held
+    MLPs write is taken from `other`. So a row sums to what its target would be if these were
+    exchanged and every feature held; `target_values` stay those of `clean`.
+
+    Args:
+        spliced: the model with its dictionaries.
+        clean: one prompt, held as the model is.
+        other: for as many positions.
+        target: what to explain, as in `attribute`.
+        memory: as in `attribute`.
+
+    Raises:
+        ValueError: if there is not one prompt, or the lengths differ.
+    """
+    first, embed = Site("resid_pre", 0), Site("embed")
+    if len(clean.tokens) != 1 or other.embed.shape != clean.values[embed].shape:
+        raise ValueError(
+            f"want one prompt and values for its positions, got {len(clean.tokens)} prompts of "
+            f"{clean.n_pos} tokens and embeddings of shape {tuple(other.embed.shape)}"
+        )
+    positions = clean.read(first) - clean.values[embed]
+    values = clean.values | other.sublayers
+    values |= {embed: other.embed, first: other.embed + positions}
+    mixed = replace(clean, values=values, errors=other.errors)
+    with torch.no_grad():
+        return _Run(spliced, mixed, target, memory, None).trace("exact", None)
 
 
 def attribute_batch(

@@ -88,6 +88,8 @@ class PathSplit:
             the path does not start.
         denominators: the product of the norm denominators on the way.
         scales: these denominators one by one: every norm of the model at every position.
+        reads_through: the norm in front of the target, if any.
+        before_post_norm: layers whose MLP, or what replaces it, writes before a post-norm.
     """
 
     target: Node
@@ -100,6 +102,7 @@ class PathSplit:
     denominators: Float[Tensor, "path source"]
     scales: Mapping[str, Float[Tensor, " pos"]]
     reads_through: str | None
+    before_post_norm: frozenset[int]
 
     @property
     def values(self) -> Float[Tensor, "path source"]:
@@ -141,7 +144,7 @@ class PathSplit:
         norms = [] if self.reads_through is None else [(self.reads_through, self.target.pos)]
         if head is not None:
             norms += [(f"ln1_post.{head[0]}", self.target.pos), (f"ln1.{head[0]}", source.pos)]
-        if source.site == "mlp":
+        if source.site == "mlp" and source.layer in self.before_post_norm:
             norms.append((f"ln2_post.{source.layer}", source.pos))
         return {
             f"{name}@{pos}": float(self.scales[name][pos])
@@ -205,13 +208,20 @@ def _split(spliced: SplicedModel, trace: Trace, target: str, state: FrozenState)
         torch.stack(walk.denominators),
         held_scales(spliced.model, state),
         walk.reads_through,
+        frozenset(
+            layer
+            for layer in range(spliced.model.n_layers)
+            if spliced.mlp_site(layer).kind == "mlp_raw_out"
+            and spliced.model.norm("ln2_post", layer) is not None
+        ),
     )
 
 
 def _check_one_denominator(spliced: SplicedModel) -> None:
     """Refuse features whose writes along one path pass different norm denominators."""
     for write, placement in spliced.placements.items():
-        if placement.dictionary.n_writes > 1 and spliced.model.norm("ln2_post", write.layer):
+        normed = write.kind == "mlp_raw_out" and spliced.model.norm("ln2_post", write.layer)
+        if placement.dictionary.n_writes > 1 and normed:
             raise ValueError(
                 f"{spliced.model.name!r} normalises what each MLP writes (a post-norm), with one "
                 f"denominator a layer, so a path from a feature of the cross-layer transcoder "

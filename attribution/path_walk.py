@@ -150,11 +150,11 @@ def _places_below(spliced: SplicedModel, site: Site) -> Iterator[tuple[str, Site
     model, placed = spliced.model, spliced.placements
 
     def mlp(layer: int) -> tuple[str, Site]:
-        raw = Site("mlp_raw_out", layer)
-        if raw not in placed:
-            return "held", raw
-        crossing = isinstance(placed[raw].dictionary, CrossLayerTranscoder)
-        return ("across layers" if crossing else "dictionary"), raw
+        replaced = spliced.mlp_site(layer)
+        if replaced not in placed:
+            return "held", replaced
+        crossing = isinstance(placed[replaced].dictionary, CrossLayerTranscoder)
+        return ("across layers" if crossing else "dictionary"), replaced
 
     def attention(layer: int) -> tuple[str, Site]:
         out = Site("attn_out", layer)
@@ -167,7 +167,7 @@ def _places_below(spliced: SplicedModel, site: Site) -> Iterator[tuple[str, Site
             return
         case "attn_out":
             yield attention(site.layer)
-        case "mlp_in":
+        case "mlp_in" | "resid_mid":
             if not model.parallel:
                 yield attention(site.layer)
         case "resid_post":
@@ -180,8 +180,9 @@ def _places_below(spliced: SplicedModel, site: Site) -> Iterator[tuple[str, Site
         if cut in placed and cut != site:
             yield "dictionary", cut
             return
-        replaced = Site("mlp_out", layer)
-        yield ("dictionary", replaced) if replaced in placed else mlp(layer)
+        sae = Site("mlp_out", layer)
+        by_sae = sae in placed and sae != spliced.mlp_site(layer)
+        yield ("dictionary", sae) if by_sae else mlp(layer)
         if in_stream or attention(layer)[0] == "dictionary":
             yield attention(layer)
     first = Site("resid_pre", 0)

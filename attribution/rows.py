@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attribution.columns import Columns
 from attribution.frozen import working_dtype
-from attribution.targets import Readout
+from attribution.targets import READABLE, Readout
 from circuits.sites import Site
 from circuits.spliced import SplicedModel
 
@@ -19,8 +19,6 @@ __all__ = ["INSIDE", "Rows", "TargetGroup", "sweeps"]
 
 INSIDE = ("attn_out", "mlp_out")
 """Targets that read inside a block, before the residual stream: each site takes its own sweep."""
-
-_READING = ("resid_pre", "attn_out", "mlp_in", "mlp_out", "resid_post")
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def _moment(site: Site) -> tuple[int, int]:
     """Sorts the places that targets read, from the first computed to the last."""
     if site.kind == "unembed_in":
         return (1 << 30, 0)
-    return (site.layer, _READING.index(site.kind))
+    return (site.layer, READABLE.index(site.kind))
 
 
 def _groups(spliced: SplicedModel, columns: Columns, rows: Rows, pos: int) -> Iterator[TargetGroup]:

@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.sites import Site
-from circuits.spliced import FrozenState, SplicedModel, canonical, site_name
+from circuits.sites import Site, SiteKind
+from circuits.spliced import FrozenState, SplicedModel, canonical
 from circuits.subject import SubjectModel
 
 __all__ = [
+    "READABLE",
     "DirectionTarget",
     "FeatureTarget",
     "LogitDifference",
@@ -26,6 +27,10 @@ __all__ = [
 ]
 
 TokenLike = str | int
+READABLE: tuple[SiteKind, ...] = (
+    *("resid_pre", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"),
+)
+"""What targets read in a block, in the order of computation (a parallel one has no `resid_mid`)."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ class FeatureTarget:
             raise ValueError(f"feature must be in [0, {n_features}), got {self.feature}")
         return [
             Readout(
-                f"{site_name(write)}{write.layer}.{self.feature}",
+                f"{placement.site}{write.layer}.{self.feature}",
                 placement.read,
                 _position(self.pos, state.n_pos),
                 placement.dictionary.W_enc[:, self.feature],
@@ -194,7 +199,8 @@ class DirectionTarget:
             raise ValueError(
                 f"want a vector of {spliced.model.d_model} numbers, got {tuple(self.vector.shape)}"
             )
-        kinds = ("resid_pre", "resid_post", "attn_out", "mlp_in", "mlp_out", "unembed_in")
+        block = [site.kind for site in spliced.model.block_sites(0) if site.kind in READABLE]
+        kinds = (*block, "unembed_in")
         n_layers = 1 if self.site.kind == "unembed_in" else spliced.model.n_layers
         if self.site.kind not in kinds or not 0 <= self.site.layer < n_layers:
             raise ValueError(

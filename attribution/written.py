@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attribution.columns import Columns, position_vectors
+from attribution.columns import Columns, bias_key, position_vectors
 from attribution.frozen import norm_scale, working_dtype
 from circuits.sites import Site
 from circuits.spliced import FrozenState, SplicedModel
@@ -82,15 +82,13 @@ def written_beside_features(
     """Errors and decoder bias at `write`."""
     dtype = working_dtype(spliced.model.dtype)
     errors = state.errors[write][0, :n_pos].to(dtype)
-    constant = spliced.placements[write].dictionary.b_dec.to(dtype).expand(n_pos, -1)
-    bias, behind = str(write), _norm_behind(spliced, state, write, n_pos)
-    if write.kind == "mlp_raw_out":
-        bias = f"mlp{write.layer}"
+    placement, behind = spliced.placements[write], _norm_behind(spliced, state, write, n_pos)
+    constant = placement.dictionary.b_dec.to(dtype).expand(n_pos, -1)
     if behind is not None:
         norm, scale = behind
         errors, constant = norm.linear(errors, scale), norm.linear(constant, scale) + norm.bias
     order = torch.arange(n_pos, device=errors.device) + columns.blocks["error", write]
-    return Written(list(errors[:, None]), order, constant, bias)
+    return Written(list(errors[:, None]), order, constant, bias_key(placement))
 
 
 def _features(

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.activations import jumprelu, relu, topk
+from circuits.conventions import NATIVE, Convention
 from circuits.sites import DICTIONARY_SITES, Site
 
 __all__ = [
@@ -40,6 +41,7 @@ class Dictionary:
         threshold: JumpReLU thresholds, one a feature.
         k: how many features TopK keeps a token.
         W_skip: linear skip from input to output (skip transcoders).
+        convention: what the weights expect of their input and were taught to write.
     """
 
     W_enc: Float[Tensor, "d_in feature"]
@@ -50,6 +52,7 @@ class Dictionary:
     threshold: Float[Tensor, " feature"] | None = None
     k: int | None = None
     W_skip: Float[Tensor, "d_in d_out"] | None = field(default=None)
+    convention: Convention = NATIVE
 
     decoder_axes: ClassVar[tuple[str, ...]] = ("feature", "d_out")
 
@@ -162,15 +165,18 @@ class Dictionary:
 class Transcoder(Dictionary):
     """Predicts an MLP's output from its input (Dunefsky et al. 2024).
 
-    Reads the MLP's input as the model computes it, norm gain and bias included
-    (`mlp_in`), and predicts the MLP's output before any post-norm (`mlp_raw_out`).
+    Natively it reads the MLP's input as the model computes it, norm gain and bias included
+    (`mlp_in`), and predicts the MLP's output before any post-norm (`mlp_raw_out`). By its
+    convention it may read the residual stream before the norm (`resid_mid`), or predict what the
+    MLP adds to the stream, behind a post-norm (`mlp_out`).
     """
 
     def read_site(self, layer: int) -> Site:
-        return Site("mlp_in", layer)
+        return Site("resid_mid" if self.convention.norm == "none" else "mlp_in", layer)
 
     def write_site(self, layer: int) -> Site:
-        return Site("mlp_raw_out", layer)
+        behind = self.convention.output == "after post-norm"
+        return Site("mlp_out" if behind else "mlp_raw_out", layer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,10 +219,11 @@ def check_cross_layer(transcoders: Mapping[int, CrossLayerTranscoder]) -> None:
     The rule: they lie in a run of layers without a gap, and each writes to all layers from its own
     to the last of the run. So every write goes to a layer that is replaced, and what is replaced
     has a bias of its own. The top layers of a set are such a run; what the features left out would
-    have written is then part of the errors.
+    have written is then part of the errors. All are of one convention.
 
     Raises:
-        ValueError: names the layer whose number of slots is wrong, or that is missing.
+        ValueError: names the layer whose number of slots is wrong, that is missing, or whose
+            convention is another.
     """
     if not transcoders:
         return
@@ -235,6 +242,13 @@ def check_cross_layer(transcoders: Mapping[int, CrossLayerTranscoder]) -> None:
             f"cross-layer transcoders of the layers below write to {missing}, which have none of "
             f"their own; give every layer from {min(transcoders)} to {last}, or only the top layers"
         )
+    for layer, transcoder in transcoders.items():
+        if transcoder.convention != transcoders[last].convention:
+            raise ValueError(
+                f"the cross-layer transcoders mlp.{layer} and mlp.{last} are of different "
+                f"conventions, {transcoder.convention} and {transcoders[last].convention}; they "
+                "write to the same places, so declare one convention for the whole set"
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,14 +36,9 @@ class Keep:
     tokens: Bool[Tensor, "circuit pos"] | None = None
 
 
-def _sublayer_sites(spliced: SplicedModel) -> list[Site]:
-    sites = (Site("mlp_raw_out", layer) for layer in range(spliced.model.n_layers))
-    return [site for site in sites if site not in spliced.placements]
-
-
 def patch_values(spliced: SplicedModel, corrupted: FrozenState) -> NodeValues:
     """Every node's value on corrupted prompts (resample ablation)."""
-    sublayers = {site: corrupted.values[site] for site in _sublayer_sites(spliced)}
+    sublayers = {site: corrupted.values[site] for site in spliced.held_mlps()}
     embed = corrupted.values[Site("embed")]
     return NodeValues(corrupted.activations, corrupted.errors, sublayers, embed)
 
@@ -57,7 +52,7 @@ def mean_values(spliced: SplicedModel, reference: FrozenState, clean: FrozenStat
     return NodeValues(
         {site: mean(v) for site, v in reference.activations.items()},
         {site: mean(v) for site, v in reference.errors.items()},
-        {site: mean(reference.values[site]) for site in _sublayer_sites(spliced)},
+        {site: mean(reference.values[site]) for site in spliced.held_mlps()},
         clean.values[Site("embed")],
     )
 
@@ -67,7 +62,7 @@ def zero_values(spliced: SplicedModel, clean: FrozenState) -> NodeValues:
     return NodeValues(
         {site: torch.zeros_like(v) for site, v in clean.activations.items()},
         {site: torch.zeros_like(v) for site, v in clean.errors.items()},
-        {site: torch.zeros_like(clean.values[site]) for site in _sublayer_sites(spliced)},
+        {site: torch.zeros_like(clean.values[site]) for site in spliced.held_mlps()},
         clean.values[Site("embed")],
     )
 

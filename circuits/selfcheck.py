@@ -8,14 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.sites import NormName, Site, SiteKind
+from circuits.sites import READ_ONLY, NormName, Site
 from circuits.subject import Norm, SubjectModel
 
 __all__ = ["UnsupportedArchitectureError", "check_architecture", "dead_sites"]
 
-_BLOCK_SITES: tuple[SiteKind, ...] = (
-    *("resid_pre", "resid_post", "attn_out", "mlp_in", "mlp_raw_out", "mlp_out", "pattern"),
-)
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 2e-2}
 
 
@@ -24,17 +21,17 @@ class UnsupportedArchitectureError(ValueError):
 
 
 def _sites(model: SubjectModel) -> list[Site]:
-    blocks = [Site(kind, layer) for layer in range(model.n_layers) for kind in _BLOCK_SITES]
+    blocks = [site for layer in range(model.n_layers) for site in model.block_sites(layer)]
     return [Site("embed"), *blocks, *model.scale_sites(), Site("unembed_in")]
 
 
 def dead_sites(model: SubjectModel, tokens: Int[Tensor, "batch pos"]) -> list[Site]:
-    """Sites where an edit does not reach the logits.
+    """Sites where an edit does not reach the logits; those that are only read are not asked.
 
     Every site gets `value + strength * noise` with `strength` 0; a site whose `strength` has no
     gradient on a random projection of the logits is dead. One pass tests them all.
     """
-    sites = _sites(model)
+    sites = [site for site in _sites(model) if site.kind not in READ_ONLY]
     strength = torch.zeros(len(sites), dtype=model.dtype, device=model.device, requires_grad=True)
 
     def nudge(i: int):
@@ -85,12 +82,14 @@ def _gaps(model: SubjectModel, tokens: Int[Tensor, "batch pos"]) -> dict[str, fl
 
     gaps: dict[str, float] = {}
     for layer in range(model.n_layers):
-        at = {kind: values[Site(kind, layer)] for kind in _BLOCK_SITES}
+        at = {site.kind: values[site] for site in model.block_sites(layer)}
         middle = at["resid_pre"] + at["attn_out"]
         gaps[f"attention of layer {layer}"] = gap(
             at["attn_out"], _attention_write(model, layer, values)
         )
         gaps[f"residual sum of layer {layer}"] = gap(at["resid_post"], middle + at["mlp_out"])
+        if not model.parallel:
+            gaps[f"stream between the sublayers of layer {layer}"] = gap(at["resid_mid"], middle)
         ln2 = _norm(model, "ln2", layer)
         assert ln2 is not None
         read = at["resid_pre"] if model.parallel else middle

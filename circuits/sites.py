@@ -2,15 +2,16 @@
 
 from typing import Literal, NamedTuple
 
-__all__ = ["DICTIONARY_SITES", "NormName", "Site", "SiteKind"]
+__all__ = ["DICTIONARY_SITES", "READ_ONLY", "NormName", "Site", "SiteKind"]
 
 SiteKind = Literal[
     "embed",  # token embedding as it enters the residual stream
     "resid_pre",
     "resid_post",
     "attn_out",  # what attention adds to the residual stream
+    "resid_mid",  # between attention and MLP of a sequential block, before the MLP's norm
     "mlp_in",  # what the MLP reads: normalised, with gain and bias
-    "mlp_raw_out",  # the MLP's output before any post-norm (Gemma); a transcoder's target
+    "mlp_raw_out",  # the MLP's output before any post-norm (Gemma)
     "mlp_out",  # what the MLP adds to the residual stream
     "pattern",  # attention probabilities [batch, head, query, key]
     "attn_scores",  # what the softmax reads [batch, head, query, key]: softcapped and masked
@@ -38,5 +39,7 @@ class Site(NamedTuple):
         return f"{self.kind}{self.layer}"
 
 
+READ_ONLY: tuple[SiteKind, ...] = ("resid_mid",)
+"""Places that are read on one branch, so that a change there would not reach the stream."""
 DICTIONARY_SITES: tuple[SiteKind, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
-"""Where an SAE may sit; a transcoder reads `mlp_in` and writes `mlp_raw_out`."""
+"""Where an SAE may sit; a transcoder's convention says what it reads and writes."""

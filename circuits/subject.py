@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.sites import NormName, Site, SiteKind
+from circuits.sites import READ_ONLY, NormName, Site, SiteKind
 
 __all__ = ["Edit", "Heads", "Norm", "QueryKey", "SubjectModel"]
 
@@ -25,6 +25,7 @@ _HOOKS: dict[SiteKind, str] = {
     "resid_pre": "blocks.{}.hook_resid_pre",
     "resid_post": "blocks.{}.hook_resid_post",
     "attn_out": "blocks.{}.hook_attn_out",
+    "resid_mid": "blocks.{}.hook_resid_mid",
     "mlp_in": "blocks.{}.mlp.hook_in",
     "mlp_raw_out": "blocks.{}.mlp.hook_out",
     "mlp_out": "blocks.{}.hook_mlp_out",
@@ -277,6 +278,17 @@ class SubjectModel:
         gain = 1 + gain if norm.uses_weight_offset else gain
         return W * gain, b * gain
 
+    def block_sites(self, layer: int) -> list[Site]:
+        """The places of one block that are read and held, beside norm denominators.
+
+        A parallel block has no `resid_mid`: attention and MLP read the same stream.
+        """
+        kinds: tuple[SiteKind, ...] = (
+            *("resid_pre", "resid_post", "attn_out", "resid_mid"),
+            *("mlp_in", "mlp_raw_out", "mlp_out", "pattern"),
+        )
+        return [Site(k, layer) for k in kinds if not (self.parallel and k == "resid_mid")]
+
     def score_sites(self, layer: int) -> list[Site]:
         """Where this model shows what `QueryKey`'s formula depends on beside the weights, and the
         scores themselves.
@@ -303,12 +315,16 @@ class SubjectModel:
 
         Args:
             tokens: token ids.
-            edits: what goes on at a site, as a function of what arrived there.
+            edits: what goes on at a site, as a function of what arrived there; at a `READ_ONLY`
+                site it must be just that.
             capture: sites whose values, *after* any edit, are returned.
 
         Returns:
             Logits (at the positions an edit of `unembed_in` leaves, normally all), and the
             captured values with their batch axis.
+
+        Raises:
+            ValueError: if an edit changes the value of a `READ_ONLY` site.
         """
         captured: dict[Site, Tensor] = {}
         return self._pass(tokens, edits or {}, set(capture), captured), captured
@@ -326,23 +342,28 @@ class SubjectModel:
 
         Raises:
             _Enough: unless the `whole` pass is wanted, as soon as they are all there.
+            ValueError: if an edit changes the value of a `READ_ONLY` site.
         """
         n_wanted = len(keep)
 
         def hook_at(site: Site, edit: Edit | None, keep: bool) -> Callable[..., Tensor | None]:
             def hook(value: Tensor, hook: Any) -> Tensor | None:
-                if edit is None:
-                    new = value
-                else:
-                    new = edit(value)
+                new = value if edit is None else edit(value)
+                writes = edit is not None and site.kind not in READ_ONLY
+                if writes:
                     # Some norms tell an edit from its absence by identity, so a denominator that
                     # was changed in place would be ignored.
                     new = new.clone() if new is value else new
+                elif new is not value:
+                    raise ValueError(
+                        f"{site} can be read but not changed: the change would reach the MLP and "
+                        "not the residual stream; edit attn_out or resid_pre of the layer"
+                    )
                 if keep:
                     captured[site] = new
                     if not whole and len(captured) == n_wanted:
                         raise _Enough
-                return None if edit is None else new
+                return new if writes else None
 
             return hook
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from attribution.nodes import Node
 from circuits.patching import Keep, NodeValues, patch_values, run_patched
 from circuits.sites import Site
-from circuits.spliced import FrozenState, SplicedModel, site_name
+from circuits.spliced import FrozenState, SplicedModel
 
 __all__ = ["CircuitRunner", "is_candidate"]
 
@@ -115,7 +115,7 @@ class CircuitRunner:
         features: dict[Site, Tensor] = {}
         errors: dict[Site, Tensor] = {}
         for write, placement in self.spliced.placements.items():
-            site = site_name(write)
+            site = placement.site
             rows = by_place.get(("feature", site, write.layer), [])
             mask = torch.zeros(n_circuits, n_pos, placement.dictionary.n_features, dtype=torch.bool)
             mask[:, [nodes[i].pos for i in rows], [nodes[i].feature for i in rows]] = kept[:, rows]

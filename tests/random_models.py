@@ -22,12 +22,25 @@ from attribution import (
     TopLogits,
 )
 from circuits import Dictionary, Site, SplicedModel, SubjectModel
+from circuits.conventions import NATIVE, Convention
 from circuits.dictionaries import Activation
 from circuits.spliced import HeldMode
 from tests import models
 
 D_VOCAB, N_CTX, BOS = 20, 12, 0
-READABLE = ("resid_pre", "resid_post", "attn_out", "mlp_in", "mlp_out")
+READABLE = ("resid_pre", "resid_post", "attn_out", "resid_mid", "mlp_in", "mlp_out")
+CONVENTIONS = tuple(
+    NATIVE.model_copy(update={"norm": norm, "output": output, "first_position": first})
+    for norm in ("gain and bias", "none")
+    for output in ("before post-norm", "after post-norm")
+    for first in ("read", "left out")
+)
+"""Where transcoders read and write, and whether they know the first position."""
+
+
+def readable(parallel: bool) -> tuple[str, ...]:
+    """What targets read in a block: a parallel one has no `resid_mid`."""
+    return tuple(kind for kind in READABLE if not (parallel and kind == "resid_mid"))
 
 
 @dataclass(frozen=True)
@@ -50,19 +63,21 @@ class Shape:
 
 @dataclass(frozen=True)
 class Part:
-    """One dictionary: where, of what kind, how wide, and the seed of its weights."""
+    """One dictionary: where, of what kind, how wide, the seed of its weights, its convention."""
 
     key: str
     activation: Activation
     n_features: int
     skip: bool
     seed: int
+    convention: Convention = NATIVE
 
     def build(self, d_model: int) -> Dictionary:
         site, _, _ = self.key.rpartition(".")
         sizes = {"seed": self.seed, "n_features": self.n_features, "d_model": d_model}
         if site == "mlp":
             found = models.transcoder(self.activation, skip=self.skip, **sizes)
+            found = replace(found, convention=self.convention)
         else:
             found = models.sae(site, self.activation, **sizes)
         if self.activation == "topk":
@@ -262,6 +277,20 @@ PARALLEL = Case(
 POST_NORMS = replace(PARALLEL, shape=Shape("gemma2", 2, 8, 2, 1, 4, 2, 0))
 """Norms behind both sublayers, on every path through a head."""
 
+_STREAM = NATIVE.model_copy(update={"norm": "none"})
+_BEHIND = NATIVE.model_copy(update={"output": "after post-norm"})
+_AROUND = _BEHIND.model_copy(update={"norm": "none"})
+AROUND_NORMS = replace(
+    POST_NORMS,
+    shape=Shape("gemma2", 3, 8, 2, 1, 4, 2, 0),
+    parts=(
+        Part("mlp.0", "relu", 4, False, 0, _BEHIND),
+        Part("mlp.1", "relu", 4, True, 1, _AROUND),
+        Part("mlp.2", "relu", 4, False, 2, _STREAM),
+    ),
+)
+"""Transcoders that write behind the post-norm, read in front of the norm, or both."""
+
 # --- strategies ---------------------------------------------------------------------------------
 
 
@@ -289,7 +318,7 @@ def shapes(draw: st.DrawFn, max_layers: int = 4) -> Shape:
 
 
 @st.composite
-def _parts(draw: st.DrawFn, n_layers: int, skips: bool) -> tuple[Part, ...]:
+def _parts(draw: st.DrawFn, shape: Shape, skips: bool) -> tuple[Part, ...]:
     """Dictionaries at some places; the stream between two blocks goes by either of its names."""
 
     def choose(*keys: str | None) -> None:
@@ -297,10 +326,14 @@ def _parts(draw: st.DrawFn, n_layers: int, skips: bool) -> tuple[Part, ...]:
         if key is not None:
             activation = draw(st.sampled_from(("relu", "jumprelu", "topk")))
             n_features = draw(st.integers(1, 6))
-            skip = skips and key.startswith("mlp.") and draw(st.booleans())
-            parts.append(Part(key, activation, n_features, skip, len(parts)))
+            transcodes = key.startswith("mlp.")
+            skip = skips and transcodes and draw(st.booleans())
+            convention = draw(st.sampled_from(fitting)) if transcodes else NATIVE
+            parts.append(Part(key, activation, n_features, skip, len(parts), convention))
 
     parts: list[Part] = []
+    n_layers = shape.n_layers
+    fitting = [c for c in CONVENTIONS if c.norm != "none" or shape.family != "neox_parallel"]
     choose(None, None, None, "resid_pre.0")  # rarely, as all that hides what is below
     for layer in range(n_layers):
         choose(None, None, None, f"attn_out.{layer}")
@@ -320,7 +353,8 @@ def _aims(draw: st.DrawFn, shape: Shape, parts: tuple[Part, ...], n_pos: int) ->
         part = draw(st.sampled_from(parts))
         key, index = part.key, draw(st.integers(0, part.n_features - 1))
     elif kind == "direction":
-        places = [f"{site}.{layer}" for layer in range(shape.n_layers) for site in READABLE]
+        kinds = readable(shape.family == "neox_parallel")
+        places = [f"{site}.{layer}" for layer in range(shape.n_layers) for site in kinds]
         key = draw(st.sampled_from([*places, "unembed_in.0"]))
     elif kind in ("difference", "probability"):
         tokens = draw(st.lists(st.integers(0, D_VOCAB - 1), min_size=1, max_size=5, unique=True))
@@ -337,6 +371,6 @@ def cases(draw: st.DrawFn, max_layers: int = 4, skips: bool = True) -> Case:
     if draw(st.booleans()):
         prompt[0] = BOS
     mode = draw(st.sampled_from(("exact", "replace")))
-    parts = draw(_parts(shape.n_layers, skips))
+    parts = draw(_parts(shape, skips))
     aims = draw(st.lists(_aims(shape, parts, n_pos), min_size=1, max_size=3))
     return Case(shape, parts, tuple(prompt), mode, tuple(aims))

@@ -19,7 +19,7 @@ from attribution.nodes import NodeTable
 from attribution.targets import Readout, Target, TopLogits
 from attribution.trace import Trace
 from circuits.interventions import Intervention, intervene
-from circuits.spliced import FrozenState, SplicedModel, site_name
+from circuits.spliced import FrozenState, SplicedModel
 
 __all__ = [
     "CausalCheck",
@@ -151,7 +151,7 @@ def relative_changes(
     before = state.activations[write]
     moved = (intervene(before, [change]) - before)[0, :, change.feature]
     relative = trace.target_values.new_zeros(len(trace.sources))
-    where = {"kind": "feature", "site": site_name(write), "layer": write.layer}
+    where = {"kind": "feature", "site": spliced.placements[write].site, "layer": write.layer}
     columns = trace.sources.where(**where, feature=change.feature)
     for column in columns:
         pos = trace.sources[column].pos
@@ -211,7 +211,7 @@ def _readouts(
     readouts = [readout for t in wanted for readout in t.readouts(spliced, state)]
     rows = trace.targets.where(kind="output")
     want = trace.target_values[rows]
-    values = [read(r, state.values[r.site], want.dtype) for r in readouts]
+    values = [read(r, state.read(r.site), want.dtype) for r in readouts]
     got = want.new_tensor(values)
     if len(got) != len(want) or not torch.allclose(got, want, rtol=1e-3, atol=1e-4):
         raise ValueError(

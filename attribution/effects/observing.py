@@ -1,6 +1,7 @@
 """Reading every target of a trace in a run of its model: frozen, frozen with live features, real.
 
-Outputs are read as attribution reads them: what arrives at a site, before any dictionary there.
+Outputs are read as attribution reads them: what arrives at a site, before any SAE there, and behind
+a transcoder, which stands for the MLP.
 Input-dependent.
 """
 
@@ -34,15 +35,19 @@ class ListeningModel(SubjectModel):
     Args:
         model: the model, whose weights are shared.
         sites: where to listen.
+        behind: at which of them to hear what an edit there lets go on, not what arrived.
     """
 
-    def __init__(self, model: SubjectModel, sites: Iterable[Site]) -> None:
+    def __init__(
+        self, model: SubjectModel, sites: Iterable[Site], behind: Iterable[Site] = ()
+    ) -> None:
         self.__dict__.update(vars(model))
         self._sites = frozenset(canonical(site) for site in sites)
+        self._behind = frozenset(behind)
         self._arrived: dict[Site, Tensor] = {}
 
     def arrived(self, site: Site) -> Float[Tensor, "batch pos d_model"]:
-        """What arrived at `site` in the last run, before any edit of that run."""
+        """What arrived at `site` in the last run (or went on, at sites `behind` edits)."""
         return self._arrived[canonical(site)]
 
     def run(
@@ -58,14 +63,16 @@ class ListeningModel(SubjectModel):
         return super().run(tokens, edits=edits | heard, capture=capture)
 
     def _hear(self, site: Site, edit: Edit | None, value: Tensor) -> Tensor:
-        self._arrived[site] = value
-        return value if edit is None else edit(value)
+        new = value if edit is None else edit(value)
+        self._arrived[site] = new if site in self._behind else value
+        return new
 
 
 def listen(spliced: SplicedModel, sites: Iterable[Site]) -> tuple[SplicedModel, ListeningModel]:
     """The same spliced model over a listening model, and that model."""
     heard = copy(spliced)
-    heard.model = model = ListeningModel(spliced.model, sites)
+    transcoded = {site for site, p in spliced.placements.items() if p.read != site}
+    heard.model = model = ListeningModel(spliced.model, sites, transcoded)
     return heard, model
 
 

@@ -14,7 +14,7 @@ from attribution.invariant.routes import check_route
 from attribution.invariant.weights import virtual_weights
 from circuits.sites import Site
 from circuits.spliced import Placement, SplicedModel
-from circuits.subject import Edit, SubjectModel
+from circuits.subject import Edit
 
 __all__ = ["ExpectedAttribution", "coactivation", "expected_attribution"]
 
@@ -27,7 +27,7 @@ class ExpectedAttribution:
         targets: the features that are explained.
         attribution: mean over positions, those where the target is inactive counting as 0.
         frequency: the share of positions where each target is active.
-        n_positions: how many positions there were, BOS left out.
+        n_positions: how many positions there were, those that dictionaries leave out not counted.
     """
 
     targets: Int[Tensor, " target"]
@@ -74,8 +74,9 @@ def expected_attribution(
         E[t, s] = w[t, s] * mean_p( 1[a_t(p) > 0] a_s(p) / sigma_t(p) )
 
     with `w` the virtual weight and `sigma_t` the denominator of the norm that the target reads
-    through (1 for a residual SAE), at the same position `p`: Circuit Tracing's expected residual
-    attribution (Ameisen et al. 2025, "global weights"), with the norm's division written out.
+    through (1 where there is none, as for a residual SAE), at the same position `p`: Circuit
+    Tracing's expected residual attribution (Ameisen et al. 2025, "global weights"), with the norm's
+    division written out.
     `given_active()` is the mean input-times-gradient of Dunefsky et al. 2024 (`w` times the mean
     activation) over the positions where the target is active, again with the division.
 
@@ -84,7 +85,8 @@ def expected_attribution(
     Args:
         spliced: holds both dictionaries.
         token_batches: token ids, `[batch, pos]` each; sizes may differ. BOS tokens are run and
-            left out of the means; there is no padding.
+            left out of the means, as are first positions where a dictionary's convention leaves
+            them out; there is no padding.
         target: the reading dictionary, such as `mlp.3`.
         source: the writing dictionary, such as `mlp.1`.
         target_features: which targets; None takes all, if the answer fits.
@@ -108,7 +110,7 @@ def expected_attribution(
     chunk = max(1, max_bytes // per_position)
     with torch.no_grad():
         for tokens in token_batches:
-            for read, written, scale in _positions(spliced.model, tokens, reader, writer, chunk):
+            for read, written, scale in _positions(spliced, tokens, reader, writer, chunk):
                 a_target = reader.dictionary.encode(read)[:, targets]
                 seen = (a_target != 0).any(1)
                 a_source = writer.dictionary.encode(written[seen])
@@ -118,7 +120,10 @@ def expected_attribution(
             if progress is not None:
                 progress(n_positions)
     if n_positions == 0:
-        raise ValueError("no position to average over: there is no batch, or every token is BOS")
+        raise ValueError(
+            "no position to average over: there is no batch, or every token is BOS (or first in "
+            "its row, which a dictionary was not trained on)"
+        )
     return ExpectedAttribution(
         torch.tensor(targets, device=weights.device),
         weights * sums / n_positions,
@@ -128,12 +133,12 @@ def expected_attribution(
 
 
 def _positions(
-    model: SubjectModel, tokens: Tensor, reader: Placement, writer: Placement, chunk: int
+    spliced: SplicedModel, tokens: Tensor, reader: Placement, writer: Placement, chunk: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """What both dictionaries read and the target's denominators, at all positions but BOS."""
+    """What both dictionaries read and the target's denominators, where both were trained."""
     if tokens.ndim != 2:
         raise ValueError(f"want batches of token ids [batch, pos], got shape {tuple(tokens.shape)}")
-    denominator = Site("ln2_scale", reader.read.layer)
+    model, denominator = spliced.model, Site("ln2_scale", reader.read.layer)
     normed = reader.read.kind == "mlp_in"
     # A fresh tensor at every denominator makes each norm compute in the model's own dtype.
     edits: dict[Site, Edit] = {s: torch.clone for s in model.scale_sites()}
@@ -141,7 +146,7 @@ def _positions(
     sites = {reader.read, writer.read, *([denominator] if normed else [])}
     tokens = tokens.to(model.device)
     _, values = model.run(tokens, edits=edits, capture=sites)
-    kept = tokens != model.bos_token
+    kept = ~(spliced.left_out(reader.write, tokens) | spliced.left_out(writer.write, tokens))
     read, written = values[reader.read][kept], values[writer.read][kept]
     scale = values[denominator][kept] if normed else torch.ones_like(read[:, :1])
     yield from zip(read.split(chunk), written.split(chunk), scale.split(chunk), strict=True)

@@ -6,7 +6,7 @@ from torch import Tensor
 from attribution.invariant.routes import Head
 from attribution.invariant.strongest import largest_columns
 from attribution.invariant.weights import virtual_weights
-from circuits.spliced import SplicedModel, site_name
+from circuits.spliced import SplicedModel
 
 __all__ = ["pullback", "pullback_on_prompt", "top_pullback"]
 
@@ -47,8 +47,8 @@ def top_pullback(
     """
     scores = pullback(spliced, target, feature, onto, head=head)
     (found,) = largest_columns(scores.abs()[None], min(top, len(scores)))
-    write = spliced.write_site(onto)
-    names = (f"{site_name(write)}.{write.layer}.{source}" for source in found.tolist())
+    name = spliced.placements[spliced.write_site(onto)].name
+    names = (f"{name}.{source}" for source in found.tolist())
     return list(zip(names, scores[found].tolist(), strict=True))
 
 

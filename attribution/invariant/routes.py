@@ -4,7 +4,7 @@ Input-invariant: the order of places in a block and what cuts the residual strea
 """
 
 from circuits.sites import Site
-from circuits.spliced import Placement, SplicedModel, site_name
+from circuits.spliced import Placement, SplicedModel
 from circuits.subject import SubjectModel
 
 __all__ = ["Head", "check_head", "check_reads_stream", "check_route", "slots_on_route"]
@@ -15,7 +15,7 @@ Head = tuple[int, int]
 _Height = tuple[int, int]
 _WRITES = {"resid_pre": 0, "attn_out": 2, "mlp_raw_out": 4, "mlp_out": 4, "resid_post": 5}
 """Order of writing places inside a block; heads read at 1 and write at 2."""
-_READS = {"resid_pre": 0, "mlp_in": 3, "resid_post": 5}
+_READS = {"resid_pre": 0, "resid_mid": 3, "mlp_in": 3, "resid_post": 5}
 
 
 def check_route(spliced: SplicedModel, target: Site, source: Site, head: Head | None) -> None:
@@ -37,29 +37,27 @@ def check_route(spliced: SplicedModel, target: Site, source: Site, head: Head | 
 
 
 def _check_direct(spliced: SplicedModel, target: Site, source: Site) -> None:
-    reader = spliced.placements[target]
+    reader, writer = spliced.placements[target], spliced.placements[source]
     check_reads_stream(reader)
     beside = source.kind == "attn_out" and reader.read == Site("mlp_in", source.layer)
     if beside and spliced.model.parallel:
         raise ValueError(
-            f"in a parallel block {_name(target)} does not read what {_name(source)} writes"
+            f"in a parallel block {reader.name} does not read what {writer.name} writes"
         )
     if not _written(source) < _read(spliced.model, reader.read):
-        raise ValueError(
-            f"{_name(source)} does not write below what {_name(target)} reads; swap them?"
-        )
-    _check_post_norm(spliced.model, source)
-    _check_whole(spliced, target, source, _written(source), _read(spliced.model, reader.read))
+        raise ValueError(f"{writer.name} does not write below what {reader.name} reads; swap them?")
+    _check_post_norm(spliced.model, writer)
+    _check_whole(spliced, reader, writer, _written(source), _read(spliced.model, reader.read))
 
 
 def _check_through_head(spliced: SplicedModel, target: Site, source: Site, head: Head) -> None:
     model, layer = spliced.model, head[0]
-    reader = spliced.placements[target]
+    reader, writer = spliced.placements[target], spliced.placements[source]
     check_head(model, reader, head)
     if not _written(source) < (layer, 1):
-        raise ValueError(f"{_name(source)} does not write below what {_call(head)} reads")
-    _check_post_norm(model, source)
-    _check_whole(spliced, target, source, _written(source), (layer, 1))
+        raise ValueError(f"{writer.name} does not write below what {_call(head)} reads")
+    _check_post_norm(model, writer)
+    _check_whole(spliced, reader, writer, _written(source), (layer, 1))
     if reader.read == Site("attn_out", layer):
         return
     if Site("attn_out", layer) in spliced.placements:
@@ -67,7 +65,7 @@ def _check_through_head(spliced: SplicedModel, target: Site, source: Site, head:
             f"the SAE at attn_out.{layer} replaces what {_call(head)} writes; take it out, or make "
             "it the target"
         )
-    _check_whole(spliced, target, source, (layer, 2), _read(model, reader.read))
+    _check_whole(spliced, reader, writer, (layer, 2), _read(model, reader.read))
 
 
 def slots_on_route(spliced: SplicedModel, target: Site, source: Site, head: Head | None) -> range:
@@ -103,7 +101,7 @@ def check_head(model: SubjectModel, reader: Placement, head: Head) -> None:
         return
     check_reads_stream(reader)
     if not (layer, 2) < _read(model, reader.read):
-        raise ValueError(f"{_call(head)} does not write below what {_name(reader.write)} reads")
+        raise ValueError(f"{_call(head)} does not write below what {reader.name} reads")
 
 
 def check_reads_stream(reader: Placement) -> None:
@@ -115,21 +113,22 @@ def check_reads_stream(reader: Placement) -> None:
         )
 
 
-def _check_post_norm(model: SubjectModel, source: Site) -> None:
-    if source.kind == "mlp_raw_out" and model.norm("ln2_post", source.layer) is not None:
+def _check_post_norm(model: SubjectModel, writer: Placement) -> None:
+    write = writer.write
+    if write.kind == "mlp_raw_out" and model.norm("ln2_post", write.layer) is not None:
         raise ValueError(
-            f"{model.name!r} normalises what {_name(source)} writes, with an input-dependent "
+            f"{model.name!r} normalises what {writer.name} writes, with an input-dependent "
             "denominator; no weights-only direct path exists"
         )
 
 
 def _check_whole(
-    spliced: SplicedModel, target: Site, source: Site, low: _Height, high: _Height
+    spliced: SplicedModel, reader: Placement, writer: Placement, low: _Height, high: _Height
 ) -> None:
     for site in spliced.placements:
         if site.kind in ("resid_pre", "resid_post") and low < _written(site) < high:
             raise ValueError(
-                f"{site} replaces the residual stream between {_name(source)} and {_name(target)}"
+                f"{site} replaces the residual stream between {writer.name} and {reader.name}"
             )
 
 
@@ -142,10 +141,6 @@ def _read(model: SubjectModel, site: Site) -> _Height:
     if model.parallel and site.kind == "mlp_in":
         return site.layer, 1
     return site.layer, _READS[site.kind]
-
-
-def _name(site: Site) -> str:
-    return f"{site_name(site)}.{site.layer}"
 
 
 def _call(head: Head) -> str:

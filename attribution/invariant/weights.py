@@ -114,7 +114,8 @@ def virtual_weights(
     cross-layer feature `d_s` is the sum of what it writes to all layers below the target (or head).
 
     The edge's part along this path is `a_s w / sigma_t(q)`, and through a head
-    `a_s w A[q, k] / (sigma_ln1(k) sigma_t(q))`; `sigma_t` is 1 for a residual SAE. Other paths
+    `a_s w A[q, k] / (sigma_ln1(k) sigma_t(q))`; `sigma_t` is 1 where no norm lies in front (a
+    residual SAE, a transcoder that reads the stream before the norm). Other paths
     (other heads, skip connections of transcoders between) have weights of their own.
 
     Args:

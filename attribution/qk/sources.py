@@ -15,7 +15,7 @@ from attribution.frozen import norm_scale
 from attribution.invariant.logits import feature_directions
 from attribution.nodes import Kind, Node, NodeTable
 from circuits.sites import NormName, Site
-from circuits.spliced import FrozenState, Placement, SplicedModel, site_name
+from circuits.spliced import FrozenState, Placement, SplicedModel
 from circuits.subject import Norm, SubjectModel
 
 __all__ = ["StreamSources", "stream_sources"]
@@ -78,7 +78,7 @@ def stream_sources(
     parts = _resid_dictionary(spliced, state, cut, pos) or _inputs(state, pos)
     for write, placement in spliced.placements.items():
         slots = range(start - write.layer, min(layer - write.layer, placement.dictionary.n_writes))
-        if write.kind == "mlp_raw_out" and write.layer < start and slots:
+        if placement.site == "mlp" and write.layer < start and slots:
             parts.append(_features(spliced, state, placement, pos, slots))
     for below in range(start, layer):
         parts += _attention(spliced, state, below, pos)
@@ -125,7 +125,7 @@ def _dictionary(
     Of a cross-layer transcoder, what its features write to the first `n_layers` from its own on.
     """
     model, write, dictionary = spliced.model, placement.write, placement.dictionary
-    layer, name = write.layer, site_name(write)
+    layer, name = write.layer, placement.site
     post = _post_of(model, state, write, pos)
     slots = range(min(dictionary.n_writes, n_layers))
     parts = [
@@ -146,7 +146,7 @@ def _features(
     post = _post_of(spliced.model, state, write, pos)
     a = state.activations[write][0, pos]
     active = a.nonzero()[:, 0]
-    where = {"kind": "feature", "layer": write.layer, "site": site_name(write), "pos": pos}
+    where = {"kind": "feature", "layer": write.layer, "site": placement.site, "pos": pos}
     nodes = [
         Node(feature=f, activation=value, **where)  # type: ignore[arg-type]
         for f, value in zip(active.tolist(), a[active].tolist(), strict=True)

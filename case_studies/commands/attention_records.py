@@ -177,9 +177,11 @@ def _of_weights(spliced: SplicedModel, node: Node) -> bool:
     What errors, held MLPs and heads write was made by the prompt; so was a constant behind a
     post-norm, which the norm's denominator divides.
     """
-    if node.kind == "bias" and node.site in ("attn", "mlp"):
-        norm = "ln1_post" if node.site == "attn" else "ln2_post"
-        return spliced.model.norm(norm, node.layer) is None
+    if node.kind == "bias" and node.site == "attn":
+        return spliced.model.norm("ln1_post", node.layer) is None
+    if node.kind == "bias" and node.site == "mlp":
+        behind = spliced.mlp_site(node.layer).kind == "mlp_out"
+        return behind or spliced.model.norm("ln2_post", node.layer) is None
     return node.kind not in ("error", "sublayer")
 
 

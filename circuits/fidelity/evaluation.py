@@ -28,7 +28,7 @@ from circuits.fidelity.predictions import counted_positions
 from circuits.fidelity.records import CrossEntropy, FidelityReport, KLDivergence
 from circuits.fidelity.reporting import dictionary_record, loss_records
 from circuits.sites import Site
-from circuits.spliced import SplicedModel, site_name
+from circuits.spliced import SplicedModel
 from circuits.subject import SubjectModel
 
 __all__ = ["evaluate", "evaluate_many"]
@@ -165,8 +165,8 @@ def _check_finite(statistics: Mapping[tuple[str, Site], DictionaryStatistics]) -
 def _groups(spliced: SplicedModel) -> dict[str, Writes]:
     """The write sites of each kind of dictionary (mlp, resid_post, ...)."""
     groups: dict[str, Writes] = {}
-    for write in spliced.placements:
-        groups[site_name(write)] = (*groups.get(site_name(write), ()), write)
+    for write, placement in spliced.placements.items():
+        groups[placement.site] = (*groups.get(placement.site, ()), write)
     return groups
 
 
@@ -208,8 +208,8 @@ def _report(
         return loss_records(clean, *(losses[each] for each in _replacements(name, writes)))
 
     alone = [
-        dictionary_record(statistics[name, write], *records((write,)))
-        for write in spliced.placements
+        dictionary_record(placement.name, statistics[name, write], *records((write,)))
+        for write, placement in spliced.placements.items()
     ]
     together = {kind: records(writes) for kind, writes in _groups(spliced).items()}
     return FidelityReport(

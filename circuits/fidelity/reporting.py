@@ -5,7 +5,6 @@ import torch
 from circuits.fidelity.passes import DictionaryStatistics, Losses
 from circuits.fidelity.records import CrossEntropy, Density, DictionaryFidelity, KLDivergence
 from circuits.metrics import LOG10_DENSITY_EDGES, ce_recovered, density_histogram, kl_recovered
-from circuits.spliced import site_name
 
 __all__ = ["dictionary_record", "loss_records"]
 
@@ -50,13 +49,13 @@ def _kl_recovered(spliced: Losses, ablated: Losses) -> float | None:
 
 
 def dictionary_record(
-    statistics: DictionaryStatistics, losses: CrossEntropy, divergences: KLDivergence
+    name: str, statistics: DictionaryStatistics, losses: CrossEntropy, divergences: KLDivergence
 ) -> DictionaryFidelity:
-    """All there is to say of one dictionary."""
-    write, sums = statistics.write, statistics.reconstruction
+    """All there is to say of the dictionary called `name`."""
+    sums = statistics.reconstruction
     density = statistics.firings.double() / sums.n_tokens
     return DictionaryFidelity(
-        name=f"{site_name(write)}.{write.layer}",
+        name=name,
         n_features=len(density),
         l0=density.sum().item(),
         fvu=sums.fvu(),

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuits.conventions import NATIVE
 from circuits.dictionaries import CrossLayerTranscoder, Dictionary
 from circuits.training.architectures import Architecture, architecture_of
 from circuits.training.architectures.base import FeatureRule
@@ -81,7 +82,9 @@ class CrossLayerLearner(Learner):
             for each, threshold in zip(tensors, finished.threshold.chunk(len(parts)), strict=True):
                 each["threshold"] = threshold.clone()
         return [
-            CrossLayerTranscoder(**each, activation=finished.activation, k=finished.k)
+            CrossLayerTranscoder(
+                **each, activation=finished.activation, k=finished.k, convention=NATIVE
+            )
             for each in tensors
         ]
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuits.conventions import NATIVE
 from circuits.dictionaries import SAE, Dictionary, Transcoder
 from circuits.training.architectures import Architecture, architecture_of
 from circuits.training.config import DictionaryConfig
@@ -241,6 +242,7 @@ class Learner:
         tensors = fold(finished.parameters, self.scaling)
         if finished.threshold is not None:
             tensors["threshold"] = finished.threshold.clone()
+        activation, k = finished.activation, finished.k
         if self.site == "mlp":
-            return Transcoder(**tensors, activation=finished.activation, k=finished.k)
-        return SAE(**tensors, activation=finished.activation, k=finished.k, site=self.site)
+            return Transcoder(**tensors, activation=activation, k=k, convention=NATIVE)
+        return SAE(**tensors, activation=activation, k=k, convention=NATIVE, site=self.site)

@@ -9,7 +9,6 @@ from torch import Tensor
 from attribution import DirectionTarget, LogitDifference, TopLogits, Trace, attribute
 from attribution.nodes import Node
 from circuits import FrozenState, Intervention, Site, SplicedModel
-from circuits.spliced import site_name
 from tests import models
 from tests.models import ARCHITECTURES, D_MODEL, N_LAYERS, TOKENS
 
@@ -36,6 +35,8 @@ class CutModel:
             edits[site] = self._hold(site)
         for layer in layers:
             edits[Site("mlp_in", layer)] = self._see(Site("mlp_in", layer))
+            if not spliced.model.parallel:
+                edits[Site("resid_mid", layer)] = self._see(Site("resid_mid", layer))
             edits[Site("mlp_raw_out", layer)] = self._leaf(Site("mlp_raw_out", layer))
             for kind in ("resid_pre", "resid_post", "attn_out", "mlp_out"):
                 site = Site(kind, layer)
@@ -66,10 +67,13 @@ class CutModel:
             leaf = self.state.values[site].clone().requires_grad_()
             self.leaves[site] = leaf
             placement = self.spliced.placements.get(site)
-            if placement is None or placement.dictionary.W_skip is None:
+            if placement is None or placement.read == site:
                 return leaf
-            through = self.arrived[placement.read] @ placement.dictionary.W_skip
-            return leaf + through - through.detach()
+            if placement.dictionary.W_skip is not None:
+                through = self.arrived[placement.read] @ placement.dictionary.W_skip
+                leaf = leaf + through - through.detach()
+            self.arrived[site] = leaf  # a transcoder stands for the MLP
+            return leaf
 
         return cut
 
@@ -104,7 +108,7 @@ def source_vector(spliced: SplicedModel, state: FrozenState, node: Node) -> tupl
     if node.kind == "sublayer":
         site = Site("mlp_raw_out", node.layer)
         return site, state.values[site][0, node.pos]
-    (site,) = [s for s in spliced.placements if (site_name(s), s.layer) == (node.site, node.layer)]
+    site = spliced.write_site(f"{node.site}.{node.layer}")
     if node.kind == "error":
         return site, state.errors[site][0, node.pos]
     dictionary = spliced.placements[site].dictionary
@@ -115,10 +119,7 @@ def target_scalar(cut: CutModel, trace: Trace, row: int) -> Tensor:
     spliced, model = cut.spliced, cut.spliced.model
     node = trace.targets[row]
     if node.kind == "feature":
-        (site,) = [
-            s for s in spliced.placements if (site_name(s), s.layer) == (node.site, node.layer)
-        ]
-        placement = spliced.placements[site]
+        placement = spliced.placements[spliced.write_site(f"{node.site}.{node.layer}")]
         x = cut.arrived[placement.read][0, node.pos]
         return x @ placement.dictionary.W_enc[:, node.feature]
     if node.site.startswith("direction"):

@@ -15,12 +15,11 @@ from attribution import (
     attribute,
 )
 from circuits import Site, SplicedModel
-from circuits.spliced import site_name
 from tests import models
 from tests.models import ARCHITECTURES, D_MODEL, MIXTURES, N_LAYERS, TOKENS
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
-READABLE = ("resid_pre", "resid_post", "attn_out", "mlp_in", "mlp_out")
+READABLE = ("resid_pre", "resid_post", "attn_out", "resid_mid", "mlp_in", "mlp_out")
 
 
 def all_targets(spliced: SplicedModel) -> list:
@@ -29,10 +28,11 @@ def all_targets(spliced: SplicedModel) -> list:
         DirectionTarget(Site(kind, layer), torch.linspace(-1.0, 2.0, D_MODEL), pos=2 + layer)
         for layer in range(N_LAYERS)
         for kind in READABLE
+        if not (spliced.model.parallel and kind == "resid_mid")
     ]
     features = [
-        FeatureTarget(f"{site_name(write)}.{write.layer}", feature, pos=pos)
-        for write in spliced.placements
+        FeatureTarget(placement.name, feature, pos=pos)
+        for placement in spliced.placements.values()
         for feature, pos in ((0, 0), (1, -1), (2, 3))
     ]
     return [

@@ -154,10 +154,10 @@ def expected_row(cut: CutModel, trace: Trace, scalar: Tensor) -> Tensor:
 
 def writes(model: SplicedModel, node: Node) -> dict[Site, Tensor]:
     """What a transcoder's feature writes, by place."""
-    dictionary = model.placements[Site("mlp_raw_out", node.layer)].dictionary
-    directions = dictionary.W_dec[node.feature].reshape(-1, D_MODEL)
+    write = model.write_site(f"mlp.{node.layer}")
+    directions = model.placements[write].dictionary.W_dec[node.feature].reshape(-1, D_MODEL)
     return {
-        Site("mlp_raw_out", node.layer + slot): node.activation * direction
+        Site(write.kind, node.layer + slot): node.activation * direction
         for slot, direction in enumerate(directions)
     }
 

@@ -30,17 +30,18 @@ from attribution import (
 )
 from attribution.effects.observing import ListeningModel
 from circuits import FrozenState, Intervention, Site, SplicedModel, SubjectModel
-from circuits.spliced import canonical, site_name
+from circuits.spliced import canonical
 from tests.random_models import (
+    AROUND_NORMS,
     BOS,
     GROUPED,
     IN_FLOAT64,
     PARALLEL,
     POST_NORMS,
-    READABLE,
     Case,
     cases,
     hf_model,
+    readable,
 )
 
 EXAMPLES = settings(
@@ -57,6 +58,7 @@ INDEX = st.integers(0, 9999)
 _RANK = {
     "resid_pre": 0,
     "attn_out": 2,
+    "resid_mid": 3,
     "mlp_in": 3,
     "mlp_raw_out": 4,
     "mlp_out": 5,
@@ -95,6 +97,7 @@ def write_site(spliced: SplicedModel, node: Node) -> Site:
 
 @EXAMPLES
 @given(case=cases())
+@example(case=AROUND_NORMS)
 def test_every_row_adds_up(case: Case):
     spliced, trace = traced(case)
     gap = (trace.edges.sum(1) - trace.target_values).abs()
@@ -112,11 +115,12 @@ def test_every_row_adds_up(case: Case):
 
 
 def watch(spliced: SplicedModel, case: Case) -> tuple[Tensor, dict[Site, Tensor]]:
-    """Logits, and what arrives at each place (before any dictionary there), without the engine."""
+    """Logits, and what arrives at each place (before any SAE there), without the engine."""
     model, arrived = spliced.model, {}
-    sites = [Site(kind, layer) for kind in READABLE for layer in range(model.n_layers)]
-    sites += [Site("mlp_raw_out", layer) for layer in range(model.n_layers)]
+    kinds = (*readable(model.parallel), "mlp_raw_out")
+    sites = [Site(kind, layer) for kind in kinds for layer in range(model.n_layers)]  # type: ignore[arg-type]
     is_bos = (case.tokens == BOS)[None, :, None]
+    is_first = (torch.arange(len(case.tokens)) == 0)[None, :, None]
 
     def see(site: Site) -> Callable[[Tensor], Tensor]:
         def edit(value: Tensor) -> Tensor:
@@ -124,7 +128,12 @@ def watch(spliced: SplicedModel, case: Case) -> tuple[Tensor, dict[Site, Tensor]
             placed = spliced.placements.get(site)
             if placed is None or case.mode == "exact":
                 return value
-            return torch.where(is_bos, value, placed.dictionary(arrived[placed.read]))
+            known = placed.dictionary.convention.first_position != "left out"
+            left_out = is_bos if known else is_bos | is_first
+            new = torch.where(left_out, value, placed.dictionary(arrived[placed.read]))
+            if placed.read != site:  # a transcoder stands for the MLP
+                arrived[site] = new
+            return new
 
         return edit
 
@@ -169,6 +178,7 @@ def model_values(target: Target, spliced: SplicedModel, logits: Tensor, arrived:
 @MORE
 @given(case=cases())
 @example(case=GROUPED)
+@example(case=replace(AROUND_NORMS, mode="replace"))
 def test_values_are_what_the_model_computes(case: Case):
     spliced, trace = traced(case)
     logits, arrived = watch(spliced, case)
@@ -208,21 +218,23 @@ def height(model: SubjectModel, site: Site, *, reads: bool) -> tuple[int, float]
 def source_height(spliced: SplicedModel, node: Node) -> tuple[int, float]:
     if node.kind in ("token", "position"):
         return -1, 0
+    if node.site == "mlp":  # the MLP itself or its transcoder, in front of a post-norm or behind
+        return height(spliced.model, Site("mlp_raw_out", node.layer), reads=False)
     return height(spliced.model, write_site(spliced, node), reads=False)
 
 
 def reachable(spliced: SplicedModel, read: Site) -> Callable[[Node, tuple[int, float]], bool]:
     """Whether the stream or attention may carry anything from a source at a height to a place."""
     model, placed = spliced.model, spliced.placements
-    high, raw = height(model, read, reads=True), Site("mlp_raw_out", read.layer)
+    high, mlp = height(model, read, reads=True), spliced.mlp_site(read.layer)
     stream = [site for site in placed if site.kind in ("resid_pre", "resid_post")]
     cuts = [height(model, site, reads=True) for site in stream]
     lowest = -1, 0.0
-    if read.kind == "mlp_out" and (raw not in placed or placed[raw].dictionary.W_skip is None):
-        lowest = height(model, raw, reads=False)  # nothing leads through the MLP
+    if read.kind == "mlp_out" and (mlp not in placed or placed[mlp].dictionary.W_skip is None):
+        lowest = read.layer, _RANK["mlp_raw_out"]  # nothing leads through the MLP
 
     def reach(source: Node, low: tuple[int, float]) -> bool:
-        if source.kind == "sublayer" and Site("mlp_out", source.layer) in placed:
+        if source.kind == "sublayer" and Site("mlp_out", source.layer) in placed:  # by an SAE
             return read == Site("mlp_out", source.layer)
         return lowest <= low < high and not any(low < cut < high for cut in cuts)
 
@@ -278,8 +290,9 @@ def test_memory_and_the_choice_of_rows_change_no_edge(case: Case, n_rows: int, r
 class Pushed(ListeningModel):
     """A view of a model with something added to the residual stream's first value."""
 
-    def __init__(self, model: SubjectModel, sites: set[Site], push: Tensor | None) -> None:
-        super().__init__(model, sites)
+    def __init__(self, spliced: SplicedModel, sites: set[Site], push: Tensor | None) -> None:
+        transcoded = {site for site, p in spliced.placements.items() if p.read != site}
+        super().__init__(spliced.model, sites, transcoded)
         self._push = push
 
     def run(self, tokens: Tensor, *, edits: Any = None, capture: Any = ()) -> Any:
@@ -298,7 +311,7 @@ def observe(
     """The values of all targets in the frozen model with features held."""
     seen = SplicedModel.__new__(SplicedModel)
     seen.placements = spliced.placements
-    seen.model = model = Pushed(spliced.model, {readout.site for readout in trace.outputs}, push)
+    seen.model = model = Pushed(spliced, {readout.site for readout in trace.outputs}, push)
     run = seen.run(
         state.tokens,
         mode="frozen",
@@ -353,6 +366,7 @@ def pick_source(trace: Trace, kind: int, index: int) -> int:
 @MORE
 @given(case=cases(), kind=INDEX, index=INDEX)
 @example(case=GROUPED, kind=1, index=0)
+@example(case=AROUND_NORMS, kind=1, index=0)
 def test_edges_are_effects_of_interventions(case: Case, kind: int, index: int):
     spliced, trace = traced(case)
     state = spliced.state(case.tokens[None], case.mode)
@@ -372,12 +386,12 @@ def one_head_at_most(spliced: SplicedModel, source: Node, read: Site) -> bool:
     low, high = source_height(spliced, source), height(model, read, reads=True)
     ways = 0
     for layer in range(model.n_layers):
-        attention, raw = Site("attn_out", layer), Site("mlp_raw_out", layer)
+        attention, mlp = Site("attn_out", layer), spliced.mlp_site(layer)
         if attention not in placed or read == attention:
             ways += low < (layer, _HEADS) and (layer, _RANK["attn_out"]) <= high
-        if raw in placed and placed[raw].dictionary.W_skip is not None:
+        if mlp in placed and placed[mlp].dictionary.W_skip is not None:
             skips_from = height(model, Site("mlp_in", layer), reads=True)
-            if low < skips_from and height(model, raw, reads=False) < high:
+            if low < skips_from and (layer, _RANK["mlp_raw_out"]) < high:
                 return False
     return ways <= 1
 
@@ -386,6 +400,7 @@ def one_head_at_most(spliced: SplicedModel, source: Node, read: Site) -> bool:
 @given(case=cases(), row=INDEX, index=INDEX)
 @example(case=PARALLEL, row=-1, index=0)
 @example(case=POST_NORMS, row=-1, index=0)
+@example(case=AROUND_NORMS, row=-1, index=0)
 def test_paths_add_up_to_edges_and_factors_multiply_to_paths(case: Case, row: int, index: int):
     spliced, trace = traced(case)
     row, n_sources = row % len(trace.targets), len(trace.sources)
@@ -487,4 +502,5 @@ def test_no_target_at_all_explains_the_features(case: Case):
     trace = attribute(spliced, case.tokens, [], mode=case.mode)
     assert len(trace.targets) == n_active
     assert trace.conservation_error() < 1e-9
-    assert {site_name(s) for s in spliced.placements} >= {node.site for node in trace.targets}
+    names = {placement.site for placement in spliced.placements.values()}
+    assert names >= {node.site for node in trace.targets}

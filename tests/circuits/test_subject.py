@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from circuits import Site, SubjectModel, load_model
 from circuits import subject as subject_module
 from circuits.selfcheck import UnsupportedArchitectureError, check_architecture, dead_sites
+from circuits.sites import READ_ONLY
 from circuits.subject import Norm
 from tests import models
 from tests.models import ARCHITECTURES, D_MODEL, D_VOCAB, N_CTX, N_LAYERS, TOKENS
@@ -117,16 +118,54 @@ def test_a_half_precision_model_is_read_as_float32():
 # --- traps of the bridge ------------------------------------------------------------------------
 
 
-def test_no_hook_is_one_that_reads_without_writing():
+def test_no_hook_that_is_written_is_one_that_only_reads():
     """`hook_resid_mid` edits the MLP branch only; `attn_in` and split-qkv kill `ln1` edits."""
-    assert not any("resid_mid" in hook for hook in subject_module._HOOKS.values())
+    writable = {k: h for k, h in subject_module._HOOKS.items() if k not in READ_ONLY}
+    assert not any("resid_mid" in hook for hook in writable.values())
+    assert READ_ONLY == ("resid_mid",)
     cfg = bare("gpt2")._bridge.cfg
     assert not cfg.use_attn_in
     assert not cfg.use_split_qkv_input
 
 
+def test_resid_mid_is_read_but_not_changed():
+    model, seen, site = bare("gpt2"), [], Site("resid_mid", 1)
+
+    def read(value: torch.Tensor) -> torch.Tensor:
+        seen.append(value)
+        return value
+
+    logits, captured = model.run(BATCH, edits={site: read}, capture=[site])
+    assert torch.equal(logits, model.run(BATCH)[0])
+    assert seen[0] is captured[site]
+    with pytest.raises(ValueError, match=r"resid_mid1 can be read but not changed: .* attn_out"):
+        model.run(BATCH, edits={site: torch.clone})
+
+
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+def test_resid_mid_is_the_stream_between_attention_and_mlp(architecture: str):
+    model = models.subject(architecture, torch.float64)
+    kinds = [site.kind for site in model.block_sites(1)]
+    assert ("resid_mid" in kinds) == (architecture != "neox_parallel")
+    if "resid_mid" not in kinds:
+        return
+    sites = [Site(kind, 1) for kind in ("resid_pre", "attn_out", "resid_mid")]
+    before, added, got = model.read(BATCH, sites).values()
+    assert torch.allclose(got, before + added, rtol=1e-12, atol=1e-12)
+
+
+def test_a_stream_between_the_sublayers_that_is_something_else_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setitem(subject_module._HOOKS, "resid_mid", "blocks.{}.hook_resid_pre")
+    with pytest.raises(
+        UnsupportedArchitectureError, match="stream between the sublayers of layer 0 differs"
+    ):
+        check_architecture(bare("gpt2"))
+
+
 def test_resid_mid_is_still_a_trap():
-    """If this fails, the bridge was mended and `resid_mid` may be used."""
+    """If this fails, the bridge was mended and `resid_mid` may be written."""
     bridge, delta = bare("gpt2")._bridge, torch.ones(D_MODEL)
     _, cache = bridge.run_with_cache(BATCH)
     seen = {}
