@@ -13,6 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from circuits.checksums import RECORD, different, sha256_of_record, sha256_of_tensors
+from circuits.conventions import NATIVE, Convention
 from circuits.dictionaries import (
     SAE,
     Activation,
@@ -23,9 +25,10 @@ from circuits.dictionaries import (
 )
 from circuits.files import write_atomically
 
-__all__ = ["load_dictionary", "load_folder", "save_dictionary"]
+__all__ = ["Record", "load_dictionary", "load_folder", "read_record", "save_dictionary"]
 
-_VERSION = 1
+_VERSION = 2
+_VERSIONS = (1, _VERSION)  # files of version 1 have no checksums
 _TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "W_skip")
 _Kind = Literal["transcoder", "cross-layer transcoder", "sae"]
 _INPUT: dict[_Kind, str] = {
@@ -35,7 +38,7 @@ _INPUT: dict[_Kind, str] = {
 }
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
     """What a file says of its tensors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +52,10 @@ class _Record(BaseModel):
     k: int | None
     input: str
     notes: dict[str, Any]
+    convention: Convention = NATIVE
+    sha256: dict[str, str] = Field(
+        default_factory=dict, description="of every tensor's bytes, and of the rest of the record"
+    )
 
 
 def save_dictionary(
@@ -75,7 +82,7 @@ def save_dictionary(
         OSError: if the disk is full or `path` cannot be written; nothing is left behind.
     """
     kind = _kind_of(dictionary)
-    record = _Record(
+    record = Record(
         version=_VERSION,
         kind=kind,
         site=_site_of(dictionary),
@@ -85,6 +92,7 @@ def save_dictionary(
         k=dictionary.k,
         input=_INPUT[kind],
         notes=dict(notes or {}),
+        convention=dictionary.convention,
     )
     tensors = {
         name: tensor.detach()
@@ -98,7 +106,9 @@ def save_dictionary(
             raise ValueError(
                 f"{name} is not finite in {tensor.dtype}; nothing was written to {path}"
             )
-    header = {"circuitloom": json.dumps(record.model_dump(mode="json"), sort_keys=True)}
+    facts = record.model_dump(mode="json")
+    facts["sha256"] = {RECORD: sha256_of_record(facts), **sha256_of_tensors(tensors)}
+    header = {"circuitloom": json.dumps(facts, sort_keys=True)}
     write_atomically(path, lambda temporary: _save_tensors(tensors, temporary, header))
 
 
@@ -113,14 +123,49 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path, header: dict[str, str]
         raise OSError(errno.EIO, str(error)) from error
 
 
-def _read(path: Path) -> tuple[_Record, dict[str, Tensor]]:
-    """Header record and tensors of one file, with the file's own errors made clear."""
+def _read(path: Path) -> tuple[Record, dict[str, Tensor]]:
+    """Header record and tensors of one file."""
+    from safetensors import safe_open
+
+    record = read_record(path)
+    with safe_open(str(path), framework="pt") as file:
+        return record, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _record(path: Path, header: str) -> Record:
+    """The header as a record of this version.
+
+    Raises:
+        ValueError: if it is of another version, or damaged.
+    """
+    try:
+        facts = json.loads(header)
+        version = facts["version"]
+        if version not in _VERSIONS:
+            raise ValueError(
+                f"{path} has format version {version}, this reads {_VERSION} and older; upgrade"
+            )
+        record = Record.model_validate_json(header)
+    except (ValidationError, json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} has a damaged `circuitloom` record: {error}") from error
+    if version > 1 and record.sha256.get(RECORD) != sha256_of_record(facts):
+        raise ValueError(
+            f"{path}: its record differs from its checksum; copy or download the file again"
+        )
+    return record
+
+
+def read_record(path: Path) -> Record:
+    """What a file says of its dictionary, without reading the weights.
+
+    Raises:
+        ValueError: if the file is missing, truncated, or not one of ours.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt") as file:
             header = (file.metadata() or {}).get("circuitloom")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise ValueError(f"no dictionary at {path}; check the path") from None
     except (SafetensorError, OSError) as error:
@@ -132,22 +177,7 @@ def _read(path: Path) -> tuple[_Record, dict[str, Tensor]]:
             f"{path} has no `circuitloom` record in its header, so its kind, layer and norm "
             "convention are unknown; write it with `save_dictionary`"
         )
-    return _record(path, header), tensors
-
-
-def _record(path: Path, header: str) -> _Record:
-    """The header as a record of this version.
-
-    Raises:
-        ValueError: if it is of another version, or damaged.
-    """
-    try:
-        version = json.loads(header)["version"]
-        if version != _VERSION:
-            raise ValueError(f"{path} has format version {version}, this reads {_VERSION}; upgrade")
-        return _Record.model_validate_json(header)
-    except (ValidationError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has a damaged `circuitloom` record: {error}") from error
+    return _record(path, header)
 
 
 def load_dictionary(path: Path) -> tuple[int, Dictionary]:
@@ -171,14 +201,19 @@ def load_dictionary(path: Path) -> tuple[int, Dictionary]:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{path}: {name} holds NaN or infinity; the file is damaged")
-    floats = {name: tensor.float() for name, tensor in tensors.items()}
+    if record.version > 1 and (changed := different(tensors, record.sha256)):
+        raise ValueError(
+            f"{path}: {', '.join(changed)} differs from its checksum; copy or download the file "
+            "again"
+        )
+    facts: dict[str, Any] = {name: tensor.float() for name, tensor in tensors.items()}
+    facts |= {"activation": record.activation, "k": record.k, "convention": record.convention}
     try:
         if record.kind == "sae":
-            sae = SAE(site=record.site, activation=record.activation, k=record.k, **floats)
-            return record.layer, sae
+            return record.layer, SAE(site=record.site, **facts)
         crossing = record.kind == "cross-layer transcoder"
         kind = CrossLayerTranscoder if crossing else Transcoder
-        return record.layer, kind(activation=record.activation, k=record.k, **floats)
+        return record.layer, kind(**facts)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from circuits import SAE, Dictionary, load_dictionaries
-from circuits.checkpoints import load_dictionary, load_folder, save_dictionary
+from circuits.checkpoints import load_dictionary, load_folder, read_record, save_dictionary
+from circuits.checksums import RECORD, sha256_of_record, sha256_of_tensors
 from circuits.files import write_atomically, write_json
 from tests import models
 from tests.limits import files_no_larger_than
@@ -41,6 +42,10 @@ def contents(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def rewrite(path: Path, tensors: dict[str, torch.Tensor], record: Any) -> None:
+    """Another file with checksums of its own: what is wrong with it is not a flipped bit."""
+    if isinstance(record, dict):
+        sums = {RECORD: sha256_of_record(record), **sha256_of_tensors(tensors)}
+        record = record | {"sha256": sums}
     text = record if isinstance(record, str) else json.dumps(record)
     save_file(tensors, str(path), metadata={"circuitloom": text})
 
@@ -100,28 +105,60 @@ def test_a_missing_file_is_named(tmp_path: Path):
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(place=st.floats(0.0, 1.0, exclude_max=True), bit=st.integers(0, 7), head=st.booleans())
-def test_a_flipped_bit_is_an_error_or_one_number(saved: Path, place: float, bit: int, head: bool):
-    """Never another exception, never tensors that do not fit: there is no checksum for values."""
+def test_a_flipped_bit_is_an_error(saved: Path, place: float, bit: int, head: bool):
+    """In the header or in a value: an error that names the file, never a dictionary."""
     data = bytearray(saved.read_bytes())
     original = bytes(data)
-    at = int(place * (min(900, len(data)) if head else len(data)))
+    at = int(place * (min(2400, len(data)) if head else len(data)))
     data[at] ^= 1 << bit
     saved.write_bytes(bytes(data))
     try:
-        _, loaded = load_dictionary(saved)
-    except ValueError as error:
-        named = "mlp.0.safetensors" in str(error)
-    else:
-        named = True
-        x = torch.ones(2, loaded.d_in)
-        assert loaded.encode(x).shape == (2, loaded.n_features)
-        assert all(getattr(loaded, n).isfinite().all() for n in TENSORS[:4])
+        with pytest.raises(ValueError, match=r"mlp\.0\.safetensors"):
+            load_dictionary(saved)
     finally:
         saved.write_bytes(original)
-    assert named, "an error that does not name the file"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["W_enc", "W_dec", "b_enc", "b_dec", "threshold"])
+def test_a_flipped_bit_of_a_value_names_the_tensor(tmp_path: Path, name: str, dtype: torch.dtype):
+    path = tmp_path / "x.safetensors"
+    save_dictionary(models.transcoder("jumprelu"), path, layer=0, model="toy", dtype=dtype)
+    tensors, record = contents(path)
+    flat = tensors[name].view(torch.uint8).reshape(-1)
+    flat[len(flat) // 2] ^= 1
+    save_file(tensors, str(path), metadata={"circuitloom": json.dumps(record)})
+    with pytest.raises(ValueError, match=rf"x.safetensors: {name} differs from its checksum"):
+        load_dictionary(path)
+
+
+def test_a_changed_record_is_found_out_without_reading_weights(saved: Path):
+    tensors, record = contents(saved)
+    text = json.dumps(record | {"layer": 1})
+    save_file(tensors, str(saved), metadata={"circuitloom": text})
+    with pytest.raises(ValueError, match="its record differs from its checksum"):
+        read_record(saved)
+
+
+def test_a_tensor_without_a_checksum_is_found_out(saved: Path):
+    tensors, record = contents(saved)
+    del record["sha256"]["W_dec"]
+    save_file(tensors, str(saved), metadata={"circuitloom": json.dumps(record)})
+    with pytest.raises(ValueError, match="W_dec differs from its checksum"):
+        load_dictionary(saved)
+
+
+def test_files_of_version_1_have_no_checksums(saved: Path):
+    tensors, record = contents(saved)
+    del record["sha256"], record["convention"]
+    text = json.dumps(record | {"version": 1})
+    save_file(tensors, str(saved), metadata={"circuitloom": text})
+    layer, loaded = load_dictionary(saved)
+    assert layer == 0
+    assert torch.equal(loaded.W_enc, tensors["W_enc"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -137,8 +174,8 @@ def test_what_is_not_finite_is_named(saved: Path, name: str, value: float):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "format version 2, this reads 1; upgrade"),
-        ({"version": None}, "format version None, this reads 1"),
+        ({"version": 3}, "format version 3, this reads 2 and older; upgrade"),
+        ({"version": None}, "format version None, this reads 2"),
         ({"kind": "crosscoder"}, "damaged `circuitloom` record"),
         ({"input": "bare normalised"}, "'transcoder' that reads 'bare normalised'; want"),
         ({"layer": -1}, "damaged `circuitloom` record"),
@@ -263,16 +300,14 @@ def test_a_folder_is_read_in_the_order_of_layers(folder: Path):
     assert list(load_folder(folder, sites=["mlp"])) == ["mlp.0", "mlp.2", "mlp.10"]
     assert list(load_folder(folder, layers=[2])) == ["mlp.2", "resid_post.2"]
     assert list(load_dictionaries(folder)) == ["mlp.0", "mlp.2", "mlp.10"]
-    loaded = load_dictionaries(str(folder), sites=None, layers=[2])
+    loaded = load_dictionaries(str(folder), sites=["mlp", "resid_post"], layers=[2])
     assert isinstance(loaded["resid_post.2"], SAE)
 
 
 def test_nothing_found_is_an_error(folder: Path):
     with pytest.raises(ValueError, match=r"holds no dictionary for sites .*attn_out.*layers any"):
         load_folder(folder, sites=["attn_out"])
-    with pytest.raises(
-        ValueError, match=r"no dictionaries called .*nowhere.*: want `tiny` or a fol"
-    ):
+    with pytest.raises(ValueError, match=r"no dictionaries called .*nowhere.*: want `tiny`"):
         load_dictionaries(folder / "nowhere")
 
 
