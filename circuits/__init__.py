@@ -7,17 +7,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from circuits.conventions import Convention
     from circuits.dictionaries import SAE, CrossLayerTranscoder, Dictionary, Transcoder
+    from circuits.dictionary_set import DictionarySet
     from circuits.interventions import Intervention
-    from circuits.loading import load_dictionaries, load_model
+    from circuits.loading import load_model
     from circuits.sites import Site
+    from circuits.sources import load_dictionaries, save_dictionaries
     from circuits.spliced import FrozenState, SplicedModel, SplicedRun
     from circuits.subject import SubjectModel
 
 __all__ = [
     "SAE",
+    "Convention",
     "CrossLayerTranscoder",
     "Dictionary",
+    "DictionarySet",
     "FrozenState",
     "Intervention",
     "Site",
@@ -27,12 +32,15 @@ __all__ = [
     "Transcoder",
     "load_dictionaries",
     "load_model",
+    "save_dictionaries",
 ]
 
 _HOME = {
     "SAE": "dictionaries",
     "CrossLayerTranscoder": "dictionaries",
+    "Convention": "conventions",
     "Dictionary": "dictionaries",
+    "DictionarySet": "dictionary_set",
     "FrozenState": "spliced",
     "Intervention": "interventions",
     "Site": "sites",
@@ -40,8 +48,9 @@ _HOME = {
     "SplicedRun": "spliced",
     "SubjectModel": "subject",
     "Transcoder": "dictionaries",
-    "load_dictionaries": "loading",
+    "load_dictionaries": "sources",
     "load_model": "loading",
+    "save_dictionaries": "sources",
 }
 
 

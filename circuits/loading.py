@@ -1,21 +1,18 @@
-"""`load_model` and `load_dictionaries`: from a name, a path or an object to something that runs."""
+"""`load_model`: from a name, a path or an object to a model that runs."""
 
 import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from circuits.checkpoints import load_folder
-from circuits.dictionaries import Dictionary
 from circuits.selfcheck import check_architecture
 from circuits.subject import SubjectModel
 
-__all__ = ["MODEL_NAMES", "cache_folder", "load_dictionaries", "load_model", "tiny_folder"]
+__all__ = ["MODEL_NAMES", "cache_folder", "load_model", "tiny_folder"]
 
 MODEL_NAMES = {
     "tiny": "4 layers, d 128; ships with the package, with its dictionaries",
@@ -150,28 +147,3 @@ def _read_transformers(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
             f"The cause: {str(error).strip().splitlines()[0][:200]}"
         ) from error
     return hf_model, tokenizer
-
-
-def load_dictionaries(
-    source: str | Path,
-    *,
-    sites: Iterable[str] | None = ("mlp",),
-    layers: Iterable[int] | None = None,
-) -> dict[str, Dictionary]:
-    """Dictionaries for `SplicedModel`.
-
-    Args:
-        source: `tiny`, or a folder written by `circuits train`.
-        sites: `mlp` for transcoders (the default), `resid_post` and so on for SAEs; None for all.
-        layers: which layers; None for all.
-
-    Raises:
-        ValueError: if nothing fits, or a file is damaged.
-    """
-    folder = tiny_folder() / "dictionaries" if str(source) == "tiny" else Path(source)
-    if not folder.is_dir():
-        raise ValueError(
-            f"no dictionaries called {str(source)!r}: want `tiny` or a folder of files such as "
-            "mlp.0.safetensors (make one with `circuits train`)"
-        )
-    return load_folder(folder, sites=sites, layers=layers)
