@@ -12,6 +12,7 @@ from attribution import Node, attribute
 from case_studies.tasks.behaviour import Behaviour, measure_behaviour
 from case_studies.tasks.task import Task, TaskPrompt
 from circuits import SplicedModel
+from circuits.plausibility import CHECK
 from circuits.precision import fast_float32
 from graphs import CircuitGraph, average_graphs, build_graph, prune
 from graphs.controls import random_circuits, tokens_only
@@ -31,7 +32,10 @@ class StudyConfig(BaseModel):
 
     task: Literal["greater-than", "ioi"] = Field(description="which behaviour")
     model: str = Field(default="tiny", description="subject model: a name or a path")
-    dictionaries: str = Field(default="tiny", description="`tiny` or a folder of dictionaries")
+    dictionaries: str = Field(
+        default="tiny", description="a published set, or a file or folder of dictionaries"
+    )
+    check: bool = Field(default=True, description=CHECK)
     frames: Literal["plain", "story"] = Field(
         default="plain", description="ioi: everyday sentences, or those of a children's story"
     )

@@ -1,20 +1,22 @@
 """The spliced model: dictionaries put into a transformer as replacement layers.
 
-Three modes (design, section 2.2): `replace` lets the reconstruction go on (except at BOS, where
-dictionaries are not trained and the true value goes on), `exact` adds the error back so that logits
-are the original's, `frozen` also holds attention patterns, norm denominators and unreplaced MLPs at
-one prompt, so that everything between dictionaries is affine.
+Three modes (design, section 2.2): `replace` lets the reconstruction go on (except where
+dictionaries are not trained and the true value goes on: at BOS, and at the first position if the
+convention leaves it out), `exact` adds the error back so that logits are the original's, `frozen`
+also holds attention patterns, norm denominators and unreplaced MLPs at one prompt, so that
+everything between dictionaries is affine.
 
 What goes on at an MLP's output is the sum of what all features that write there write: those of its
 own transcoder, and of cross-layer transcoders in the layers below.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.dictionaries import (
@@ -24,7 +26,10 @@ from circuits.dictionaries import (
     Transcoder,
     check_cross_layer,
 )
+from circuits.dictionary_set import DictionarySet
+from circuits.folding import fold_convention
 from circuits.interventions import Intervention, intervene
+from circuits.plausibility import UNCHECKED, try_out
 from circuits.sites import Site
 from circuits.subject import Edit, SubjectModel
 
@@ -45,7 +50,11 @@ HeldMode = Literal["exact", "replace"]
 
 
 def site_name(site: Site) -> str:
-    """The name of a dictionary's place in node tables: `mlp` for transcoders, else the kind."""
+    """What a place is called in node tables: `mlp` for an MLP's raw output, else the kind.
+
+    A dictionary is called by what it is (`Placement.site`): a transcoder that writes `mlp_out` is
+    `mlp`, an SAE there is `mlp_out`.
+    """
     return "mlp" if site.kind == "mlp_raw_out" else site.kind
 
 
@@ -56,6 +65,16 @@ class Placement:
     dictionary: Dictionary
     read: Site
     write: Site
+
+    @property
+    def site(self) -> str:
+        """Its place in node tables and keys: `mlp` for a transcoder, else the kind of site."""
+        return "mlp" if isinstance(self.dictionary, Transcoder) else self.write.kind
+
+    @property
+    def name(self) -> str:
+        """`SITE.LAYER`, as in keys: `mlp.2`, `resid_post.0`."""
+        return f"{self.site}.{self.write.layer}"
 
 
 @dataclass(frozen=True)
@@ -112,8 +131,12 @@ class SplicedModel:
     Args:
         model: the subject model.
         dictionaries: keyed by layer (`2`), by name (`"mlp.2"`, `"resid_post.0"`) or by `Site`.
+        check: whether dictionaries that come from files (`load_dictionaries`) are tried on a few
+            paragraphs, and refused if they do not fit the model as they are declared. What fitted
+            is remembered in the cache folder. Without, a warning says so.
 
     Raises:
+        ImplausibleDictionaryError: if a dictionary does not fit the model as it is declared.
         ValueError: if a key names no place, widths disagree, two dictionaries claim one place, or
             cross-layer transcoders are not a whole (`check_cross_layer`).
     """
@@ -124,19 +147,20 @@ class SplicedModel:
         dictionaries: Mapping[int, Dictionary]
         | Mapping[str, Dictionary]
         | Mapping[Site, Dictionary],
+        *,
+        check: bool = True,
     ) -> None:
         self.model = model
         self.placements: dict[Site, Placement] = {}
+        if isinstance(dictionaries, DictionarySet):
+            if check:
+                try_out(model, dictionaries)
+            else:
+                warnings.warn(UNCHECKED, stacklevel=2)
         for key, dictionary in dictionaries.items():
             placement = self._place(key, dictionary)
-            if placement.write in self.placements:
-                raise ValueError(f"two dictionaries at {placement.write}; give one a place")
+            self._check_free(placement)
             self.placements[placement.write] = placement
-        for site in self.placements:
-            if site.kind == "mlp_out" and Site("mlp_raw_out", site.layer) in self.placements:
-                raise ValueError(
-                    f"layer {site.layer} has a transcoder and an SAE on its MLP's output; keep one"
-                )
         found = ((write.layer, p.dictionary) for write, p in self.placements.items())
         check_cross_layer({i: d for i, d in found if isinstance(d, CrossLayerTranscoder)})
 
@@ -152,13 +176,57 @@ class SplicedModel:
                 f"{dictionary.d_out}, but {model.name!r} has d_model {model.d_model}; "
                 "was it made for another model?"
             )
-        placed = dictionary.to(dtype=model.dtype, device=model.device)
-        if not isinstance(placed, Transcoder | SAE):
+        if not isinstance(dictionary, Transcoder | SAE):
             raise ValueError(
-                f"want a Transcoder or an SAE for {key!r}, got {type(placed).__name__}"
+                f"want a Transcoder or an SAE for {key!r}, got {type(dictionary).__name__}"
             )
-        read, write = placed.read_site(layer), placed.write_site(layer)
-        return Placement(placed, canonical(read), canonical(write))
+        folded = fold_convention(dictionary, model.norm("ln2", layer))
+        placed = folded.to(dtype=model.dtype, device=model.device)
+        assert isinstance(placed, Transcoder | SAE)
+        read, write = canonical(placed.read_site(layer)), canonical(placed.write_site(layer))
+        if read.kind == "resid_mid" and model.parallel:
+            raise ValueError(
+                f"the transcoder for {key!r} reads the residual stream between attention and MLP "
+                f"(convention norm 'none'), but blocks of {model.name!r} run both in parallel and "
+                "have no such place; was it made for another model?"
+            )
+        if isinstance(placed, Transcoder) and model.norm("ln2_post", layer) is None:
+            write = Site("mlp_raw_out", layer)  # the same value, under one name
+        return Placement(placed, read, write)
+
+    def _check_free(self, new: Placement) -> None:
+        """Refuse a second dictionary at one place, or on one MLP's output."""
+        if new.write in self.placements and new.name == self.placements[new.write].name:
+            raise ValueError(f"two dictionaries at {new.write}; give one a place")
+        layer = new.write.layer
+        outputs = (Site("mlp_raw_out", layer), Site("mlp_out", layer))
+        for write in outputs if new.write in outputs else ():
+            if write in self.placements:
+                same = self.placements[write].site == new.site
+                pair = "two transcoders" if same else "a transcoder and an SAE"
+                raise ValueError(f"layer {layer} has {pair} on its MLP's output; keep one")
+
+    def mlp_site(self, layer: int) -> Site:
+        """Where the MLP of `layer` is replaced by a transcoder, else where it is held."""
+        behind = Site("mlp_out", layer)
+        if behind in self.placements and self.placements[behind].site == "mlp":
+            return behind
+        return Site("mlp_raw_out", layer)
+
+    def held_mlps(self) -> list[Site]:
+        """Outputs of the MLPs that no transcoder replaces, lowest first."""
+        sites = (self.mlp_site(layer) for layer in range(self.model.n_layers))
+        return [site for site in sites if site not in self.placements]
+
+    def left_out(self, write: Site, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        """Where the dictionary placed at `write` was not trained, so that it is never relied on.
+
+        At BOS, and at the first position if its convention leaves that out.
+        """
+        untrained = tokens == self.model.bos_token
+        if self.placements[write].dictionary.convention.first_position == "left out":
+            untrained[:, :1] = True
+        return untrained
 
     def write_site(self, site: Site | str) -> Site:
         """The placement that `site` names (`mlp.2` or a Site).
@@ -166,11 +234,14 @@ class SplicedModel:
         Raises:
             ValueError: if no dictionary is there.
         """
-        kind, layer = (site_name(site), site.layer) if isinstance(site, Site) else _split(site)
-        for write in self.placements:
-            if write == canonical(Site("mlp_raw_out" if kind == "mlp" else kind, layer)):  # type: ignore[arg-type]
+        for write, placement in self.placements.items():
+            if isinstance(site, Site):
+                found = write == canonical(site)
+            else:
+                found = placement.name == _canonical_name(site)
+            if found:
                 return write
-        names = ", ".join(f"{site_name(s)}.{s.layer}" for s in self.placements)
+        names = ", ".join(placement.name for placement in self.placements.values())
         raise ValueError(f"no dictionary at {site!r}; there are {names or 'none'}")
 
     def writers(self, site: Site) -> list[tuple[Site, int]]:
@@ -209,7 +280,7 @@ class SplicedModel:
         Args:
             tokens: token ids.
             mode: `exact` keeps the original model; `replace` the model as it runs on
-                reconstructions, whose errors are zero except at BOS.
+                reconstructions, whose errors are zero except where the true value goes on.
 
         Raises:
             ValueError: if there is no such mode.
@@ -218,19 +289,7 @@ class SplicedModel:
             raise ValueError(f"a state is held in mode 'exact' or 'replace', got {mode!r}")
         model = self.model
         scales = model.scale_sites()
-        blocks = [
-            Site(kind, layer)
-            for layer in range(model.n_layers)
-            for kind in (
-                "resid_pre",
-                "resid_post",
-                "attn_out",
-                "mlp_in",
-                "mlp_raw_out",
-                "mlp_out",
-                "pattern",
-            )
-        ]
+        blocks = [site for layer in range(model.n_layers) for site in model.block_sites(layer)]
         sites = [Site("embed"), *blocks, *scales, Site("unembed_in")]
         # A fresh tensor at every denominator makes each norm compute in the model's own dtype.
         edits: dict[Site, Edit] = {s: torch.clone for s in scales}
@@ -303,7 +362,6 @@ class SplicedModel:
         """Edits that run the dictionaries; what they read is put into `inputs`, and what they make
         of it into `seen`.
         """
-        is_bos = (tokens == self.model.bos_token)[..., None]
         edits: dict[Site, Edit] = {}
         used: dict[Site, Tensor] = {}
         moved: dict[Site, Tensor] = {}
@@ -320,7 +378,7 @@ class SplicedModel:
 
         def splice(write: Site) -> Edit:
             placement, mine = self.placements[write], changes.get(write, [])
-            dictionary = placement.dictionary
+            dictionary, left_out = placement.dictionary, self.left_out(write, tokens)
 
             def edit(y: Tensor) -> Tensor:
                 x = inputs.setdefault(placement.read, y)
@@ -336,7 +394,7 @@ class SplicedModel:
                 out = self.reconstruct(write, used, x)
                 if state is not None:
                     return out + state.errors[write]
-                return torch.where(is_bos, with_changes(write, y), out)
+                return torch.where(left_out[..., None], with_changes(write, y), out)
 
             return edit
 
@@ -352,9 +410,8 @@ class SplicedModel:
         def hold(site: Site) -> Edit:
             return lambda _: state.values[site].clone()
 
-        layers = range(self.model.n_layers)
-        sites = [*self.model.scale_sites(), *(Site("pattern", layer) for layer in layers)]
-        sites += [s for layer in layers if (s := Site("mlp_raw_out", layer)) not in self.placements]
+        patterns = [Site("pattern", layer) for layer in range(self.model.n_layers)]
+        sites = [*self.model.scale_sites(), *patterns, *self.held_mlps()]
         return {site: hold(site) for site in sites}
 
 
@@ -373,11 +430,22 @@ def _layer_of(key: int | str | Site, dictionary: Dictionary) -> int:
     """The layer a key names; a key that also names a site must name the dictionary's own."""
     if isinstance(key, int):
         return key
-    kind, layer = (site_name(key), key.layer) if isinstance(key, Site) else _split(key)
     own = "mlp" if isinstance(dictionary, Transcoder) else getattr(dictionary, "site", None)
+    if isinstance(key, Site):
+        kind, layer = site_name(key), key.layer
+        if isinstance(dictionary, Transcoder) and key == dictionary.write_site(layer):
+            kind = "mlp"
+    else:
+        kind, layer = _split(key)
     if kind != own:
         raise ValueError(f"a dictionary of site {own!r} was given for {key!r}; use {own}.{layer}")
     return layer
+
+
+def _canonical_name(name: str) -> str:
+    kind, layer = _split(name)
+    site = canonical(Site(kind, layer))  # type: ignore[arg-type]
+    return f"{site.kind}.{site.layer}"
 
 
 def _split(key: str) -> tuple[str, int]:

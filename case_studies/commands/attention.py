@@ -13,6 +13,7 @@ from case_studies.commands.flags import JsonFlag, OutFlag, with_flags
 from case_studies.commands.loading import load_spliced
 from circuits import SplicedModel
 from circuits.files import write_json, write_text
+from circuits.plausibility import CHECK
 from circuits.training.config import TrainedSite
 
 __all__ = ["AttentionConfig", "command"]
@@ -34,7 +35,10 @@ class AttentionConfig(BaseModel):
         None, description="why does it look at --key rather than at this position?"
     )
     model: str = Field("tiny", description="subject model: a name or a path")
-    dictionaries: str = Field("tiny", description="`tiny` or a folder of dictionaries")
+    dictionaries: str = Field(
+        default="tiny", description="a published set, or a file or folder of dictionaries"
+    )
+    check: bool = Field(default=True, description=CHECK)
     sites: tuple[TrainedSite, ...] = Field(("mlp",), description="kinds of dictionaries to use")
     top: int = Field(8, ge=1, description="strongest pairs, or most looked at positions, to list")
 
@@ -50,7 +54,9 @@ def command(config: AttentionConfig, out: OutFlag = None, as_json: JsonFlag = Fa
     """
     if config.instead_of is not None and config.key is None:
         raise ValueError("--instead-of needs a --key to be compared with; give both")
-    spliced = load_spliced(config.model, config.dictionaries, sites=config.sites)
+    spliced = load_spliced(
+        config.model, config.dictionaries, sites=config.sites, check=config.check
+    )
     with progress_bar("reading the scores"):
         record = _record(config, spliced)
     if out is not None:

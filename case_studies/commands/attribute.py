@@ -58,7 +58,11 @@ def command(config: AttributeConfig, out: OutFlag = None, as_json: JsonFlag = Fa
     """
     target = config.explained
     spliced = load_spliced(
-        config.model, config.dictionaries, sites=config.sites, layers=config.layers
+        config.model,
+        config.dictionaries,
+        sites=config.sites,
+        layers=config.layers,
+        check=config.check,
     )
     with progress_bar("attributing") as progress:
         trace = attribute(

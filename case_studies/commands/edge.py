@@ -71,7 +71,11 @@ def command(config: EdgeConfig, out: OutFlag = None, as_json: JsonFlag = False) 
     """
     target = config.feature or config.explained
     spliced = load_spliced(
-        config.model, config.dictionaries, sites=config.sites, layers=config.layers
+        config.model,
+        config.dictionaries,
+        sites=config.sites,
+        layers=config.layers,
+        check=config.check,
     )
     with progress_bar("attributing"):
         trace = attribute(spliced, config.prompt, target, mode=config.mode, feature_rows=False)

@@ -9,6 +9,7 @@ from case_studies.commands.flags import JsonFlag, OutFlag, with_flags
 from case_studies.commands.loading import load_spliced
 from circuits.fidelity import evaluate
 from circuits.files import write_json
+from circuits.plausibility import CHECK
 from circuits.training.buffer import full_rows
 from circuits.training.config import TrainedSite
 from circuits.training.text import bos_token, read_rows, trained_positions
@@ -23,7 +24,10 @@ class EvaluateConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field("tiny", description="subject model: a name or a path")
-    dictionaries: str = Field("tiny", description="`tiny` or a folder of dictionaries")
+    dictionaries: str = Field(
+        default="tiny", description="a published set, or a file or folder of dictionaries"
+    )
+    check: bool = Field(default=True, description=CHECK)
     sites: tuple[TrainedSite, ...] = Field(("mlp",), description="kinds of dictionaries to judge")
     layers: tuple[int, ...] | None = Field(None, description="layers to judge; all if not given")
     text: str = Field(
@@ -46,7 +50,11 @@ def command(config: EvaluateConfig, out: OutFlag = None, as_json: JsonFlag = Fal
     `--out` gets config.json, metrics.json and fidelity.html.
     """
     spliced = load_spliced(
-        config.model, config.dictionaries, sites=config.sites, layers=config.layers
+        config.model,
+        config.dictionaries,
+        sites=config.sites,
+        layers=config.layers,
+        check=config.check,
     )
     with progress_bar("reading text") as progress:
         rows = read_rows(

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from attribution import FeatureTarget, LogitDifference, TopLogits
+from circuits.plausibility import CHECK
 from circuits.sites import DICTIONARY_SITES
 from circuits.spliced import HeldMode
 from circuits.training.config import TrainedSite
@@ -21,7 +22,10 @@ class ExplainedConfig(BaseModel):
 
     prompt: str = Field(description="text to explain the model on")
     model: str = Field("tiny", description="subject model: a name or a path")
-    dictionaries: str = Field("tiny", description="`tiny` or a folder of dictionaries")
+    dictionaries: str = Field(
+        default="tiny", description="a published set, or a file or folder of dictionaries"
+    )
+    check: bool = Field(default=True, description=CHECK)
     sites: tuple[TrainedSite, ...] = Field(("mlp",), description="kinds of dictionaries to use")
     layers: tuple[int, ...] | None = Field(None, description="layers to use; all if not given")
     mode: HeldMode = Field(

@@ -1,10 +1,13 @@
 """From the settings of a command to a spliced model."""
 
+import warnings
 from collections.abc import Sequence
 
-from circuits import SplicedModel, load_dictionaries, load_model
+import typer
 
-__all__ = ["load_spliced"]
+from circuits import DictionarySet, SplicedModel, SubjectModel, load_dictionaries, load_model
+
+__all__ = ["load_spliced", "splice"]
 
 
 def load_spliced(
@@ -13,13 +16,15 @@ def load_spliced(
     *,
     sites: Sequence[str] = ("mlp",),
     layers: Sequence[int] | None = None,
+    check: bool,
 ) -> SplicedModel:
     """The model with the dictionaries asked for, neither more nor fewer.
 
-    Dictionaries are read first: a mistake in them shows before the model takes its time.
+    Dictionaries are opened first: a mistake in them shows before the model takes its time.
 
     Raises:
-        ValueError: if a model, file, site or layer is not there, or widths disagree.
+        ValueError: if a model, file, site or layer is not there, widths disagree, or (with `check`)
+            a dictionary does not fit the model as it is declared.
     """
     found = load_dictionaries(dictionaries, sites=sites, layers=layers)
     wanted = {f"{site}.{layer}" for site in sites for layer in layers or ()}
@@ -30,4 +35,16 @@ def load_spliced(
             f"{dictionaries!r} holds no dictionary {', '.join(missing)}; of these it holds "
             f"{', '.join(found)}"
         )
-    return SplicedModel(load_model(model), found)
+    return splice(load_model(model), found, check=check)
+
+
+def splice(model: SubjectModel, dictionaries: DictionarySet, *, check: bool) -> SplicedModel:
+    """`SplicedModel`; that its dictionaries were not checked is said in red."""
+    if check:
+        return SplicedModel(model, dictionaries)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        spliced = SplicedModel(model, dictionaries, check=False)
+    for warning in caught:
+        typer.secho(f"Warning: {warning.message}", fg="red", bold=True, err=True)
+    return spliced

@@ -18,7 +18,8 @@ __all__ = ["command"]
 @with_flags(StudyConfig, "task")
 def command(config: StudyConfig, out: OutFlag = None, as_json: JsonFlag = False) -> None:
     """Find and prove the circuit of a task: greater-than or ioi."""
-    spliced, task = load_spliced(config.model, config.dictionaries), _task(config)
+    task = _task(config)
+    spliced = load_spliced(config.model, config.dictionaries, check=config.check)
     with progress_bar("study") as progress:
         result = run_study(
             config, spliced, task, lambda what, share: progress(round(100 * share), 100)
