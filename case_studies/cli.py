@@ -13,11 +13,13 @@ COMMANDS = {
     "attribute": "Explain a model's next token, or a feature, on one prompt; draw the circuit.",
     "edge": "Split one edge of a prompt's graph over paths, and every path into factors.",
     "attention": "Show why a head looks where it looks, as pairs of sources that add up.",
-    "feature": "Show what one feature reads and writes, from weights alone.",
+    "feature": "Show what features read and write, and when they are active; write their pages.",
     "train": "Train transcoders and SAEs for a model, resumably.",
     "evaluate": "Measure the fidelity of dictionaries: L0, FVU, CE recovered, KL, density.",
     "compare": "Compare kinds of dictionaries at equal L0, with seeds and intervals.",
-    "models": "List the models known by name, and whether their weights are here.",
+    "scan": "Record when every feature of every layer is active, in one pass over a corpus.",
+    "convert": "Write dictionaries in the format of another program.",
+    "models": "List models and published dictionaries, and whether they are here.",
 }
 """Verb -> one line of help. A verb lives in `case_studies.commands.VERB` as `command`."""
 
