@@ -13,7 +13,7 @@ from attribution.nodes import Node, NodeTable
 from attribution.trace import Trace
 from graphs.circuit_graph import CircuitGraph, GraphMetadata
 
-__all__ = ["average_graphs", "build_graph"]
+__all__ = ["average_graphs", "build_graph", "merge_nodes"]
 
 
 def build_graph(trace: Trace) -> CircuitGraph:
@@ -57,7 +57,7 @@ def average_graphs(graphs: Sequence[CircuitGraph]) -> CircuitGraph:
         ValueError: if there is no graph, or they differ in model, layers, length or target.
     """
     _check_aligned(graphs)
-    nodes = NodeTable([_merge(same) for same in _by_id(graphs)])
+    nodes = merge_nodes([graph.nodes for graph in graphs])
     target = torch.cat([_rows(g.nodes, nodes)[g.edge_target] for g in graphs])
     source = torch.cat([_rows(g.nodes, nodes)[g.edge_source] for g in graphs])
     values = torch.cat([g.edge_attribution for g in graphs])
@@ -88,13 +88,15 @@ def _rows(table: NodeTable, nodes: NodeTable) -> Int[Tensor, " row"]:
     return torch.tensor([nodes.row(node.id) for node in table], dtype=torch.long)
 
 
-def _by_id(graphs: Sequence[CircuitGraph]) -> list[list[Node]]:
-    """The records of every node, in order of first appearance."""
+def merge_nodes(tables: Iterable[NodeTable]) -> NodeTable:
+    """Every node of any table once, in order of first appearance, with its mean activation over the
+    tables that have it; a token that differs loses its vocabulary id.
+    """
     records: dict[str, list[Node]] = {}
-    for graph in graphs:
-        for node in graph.nodes:
+    for table in tables:
+        for node in table:
             records.setdefault(node.id, []).append(node)
-    return list(records.values())
+    return NodeTable([_merge(same) for same in records.values()])
 
 
 def _merge(records: list[Node]) -> Node:
