@@ -6,9 +6,12 @@ Plotly is imported when `plot_circuit` or `write_html` is first asked for.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from graphs.acdc_edges import acdc_edges, output_gap, output_kl
 from graphs.build import average_graphs, build_graph
 from graphs.circuit_graph import CircuitGraph, GraphMetadata
 from graphs.faithfulness import Faithfulness, faithfulness
+from graphs.freeze import freeze_graph
+from graphs.frozen_graph import FrozenGraph
 from graphs.influence import edge_influence, node_influence, non_error_share, replacement_score
 from graphs.node_notes import NodeNotes
 from graphs.prune import prune
@@ -23,14 +26,19 @@ __all__ = [
     "CircuitGraph",
     "CircuitRunner",
     "Faithfulness",
+    "FrozenGraph",
     "GraphMetadata",
     "NodeNotes",
+    "acdc_edges",
     "average_graphs",
     "build_graph",
     "edge_influence",
     "faithfulness",
+    "freeze_graph",
     "node_influence",
     "non_error_share",
+    "output_gap",
+    "output_kl",
     "plot_circuit",
     "prune",
     "prune_influence",

@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping
 
 from graphs.circuit_graph import CircuitGraph
 from graphs.prune_acdc import prune_acdc
+from graphs.prune_acdc_edges import prune_acdc_edges
 from graphs.prune_influence import prune_influence
 
 __all__ = ["METHODS", "prune"]
 
 METHODS: Mapping[str, Callable[..., CircuitGraph]] = {
     "acdc": prune_acdc,
+    "acdc-edges": prune_acdc_edges,
     "influence": prune_influence,
 }
 """Every method: a graph and keyword options in, a smaller graph out. One algorithm per file."""

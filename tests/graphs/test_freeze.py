@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attribution import FeatureTarget, LogitDifference
+from attribution import FeatureTarget, LogitDifference, attribute
 from circuits import SplicedModel
 from circuits.patching import NodeValues, patch_values, zero_values
 from circuits.sites import Site
 from circuits.spliced import FrozenState
-from graphs.freeze import freeze_graph
+from graphs import acdc_edges, build_graph, freeze_graph, output_gap, prune
 from tests import models
 
 _TARGET = LogitDifference(5, 9)
@@ -126,3 +126,49 @@ def test_targets_need_one_name() -> None:
         freeze_graph(spliced, clean, other)
     graph = freeze_graph(spliced, clean, other, FeatureTarget("mlp.2", 3, 4))
     assert [node.site for node in graph.nodes if node.kind == "output"] == ["mlp2.3"]
+
+
+def test_pruning_a_circuit_graph_by_its_edges() -> None:
+    """Of one prompt: what stays is `acdc_edges`' answer, on the graph's own edges and nodes."""
+    spliced, clean, other = _held("gpt2", "jumprelu")
+    one, there = clean.select(0), NodeValues(*(_first(part) for part in _parts(other)))
+    frozen = freeze_graph(spliced, one, there, _TARGET)
+    graph = build_graph(attribute(spliced, one.tokens[0], _TARGET))
+    full = frozen.value[:, frozen.outputs]
+    threshold = 0.02 * float(full.abs().max())
+    circuit = prune(graph, method="acdc-edges", frozen=frozen, threshold=threshold)
+    kept = acdc_edges(
+        frozen,
+        score=output_gap(full),
+        threshold=threshold,
+        candidates=torch.tensor(
+            [n.kind not in ("bias", "position", "output") for n in frozen.nodes]
+        )[frozen.edge_source],
+    )
+    ids = [node.id for node in frozen.nodes]
+    pairs = zip(frozen.edge_source[kept].tolist(), frozen.edge_target[kept].tolist(), strict=True)
+    wanted = {(ids[source], ids[target]) for source, target in pairs}
+    found = set(circuit.digraph.edges)
+    assert 0 < len(found) < graph.n_edges
+    assert found <= wanted
+    assert {target for _, target in wanted - found}.isdisjoint(circuit.digraph)
+    assert all(circuit.digraph.out_degree(n.id) for n in circuit.nodes if n.kind != "output")
+    assert "edges in graph space" in " ".join(circuit.metadata.notes.values())
+
+
+def _parts(values: NodeValues) -> list:
+    return [values.activations, values.errors, values.sublayers, values.embed]
+
+
+def _first(part: dict | torch.Tensor) -> dict | torch.Tensor:
+    if isinstance(part, torch.Tensor):
+        return part[:1]
+    return {site: value[:1] for site, value in part.items()}
+
+
+def test_a_graph_of_other_prompts_is_refused() -> None:
+    spliced, clean, other = _held("gpt2", "jumprelu")
+    frozen = freeze_graph(spliced, clean, other, _TARGET)
+    graph = build_graph(attribute(spliced, clean.tokens[0], FeatureTarget("mlp.2", 3, 4)))
+    with pytest.raises(ValueError, match=r"the frozen graph has no output.mlp2.3"):
+        prune(graph, method="acdc-edges", frozen=frozen, threshold=0.1)
