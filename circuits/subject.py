@@ -402,8 +402,12 @@ class SubjectModel:
         out = self._bridge.original_model(tokens, past_key_values=cache, use_cache=True)
         return out.logits[:, -1], out.past_key_values
 
-    def tokenize(self, prompt: str) -> Int[Tensor, " pos"]:
+    def tokenize(self, prompt: str, *, cut: bool = False) -> Int[Tensor, " pos"]:
         """Token ids of `prompt`, with or without BOS in front as `prepend_bos` says.
+
+        Args:
+            prompt: text.
+            cut: whether a prompt that is too long loses its end, instead of being refused.
 
         Raises:
             ValueError: if there is no tokenizer, the prompt is empty, or it is too long.
@@ -419,7 +423,7 @@ class SubjectModel:
         if self.prepend_bos is not None and bos is not None:
             ids = ids[1:] if ids[:1] == [bos] else ids
             ids = [bos, *ids] if self.prepend_bos else ids
-        return self.check_tokens(torch.tensor(ids, dtype=torch.long))
+        return self.check_tokens(torch.tensor(ids[: self.n_ctx] if cut else ids, dtype=torch.long))
 
     def check_tokens(self, tokens: Int[Tensor, " pos"]) -> Int[Tensor, " pos"]:
         """Return `tokens`, on the model's device, if the model can read them.

@@ -4,7 +4,7 @@ Wants pytest to load this file first: `testpaths` begins with `tests`.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -24,10 +24,24 @@ def unchecked() -> Iterator[None]:
     config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_check_on_load() -> Iterator[Callable[..., None]]:
+    """Random dictionaries fit no model; gives the check that is otherwise made on load."""
+    from circuits import spliced
+
+    real, spliced.try_out = spliced.try_out, lambda model, dictionaries: None
+    yield real
+    spliced.try_out = real
+
+
 @pytest.fixture(autouse=True)
-def _no_check_on_load(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random dictionaries fit no model; tests of the check on load are marked `check_on_load`."""
-    if "check_on_load" not in request.keywords:
+def _check_on_load(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    _no_check_on_load: Callable[..., None],
+) -> None:
+    """In tests marked `check_on_load` dictionaries are tried as outside of tests."""
+    if "check_on_load" in request.keywords:
         from circuits import spliced
 
-        monkeypatch.setattr(spliced, "try_out", lambda model, dictionaries: None)
+        monkeypatch.setattr(spliced, "try_out", _no_check_on_load)

@@ -202,7 +202,9 @@ def _rows(
     if isinstance(prompts, Tensor):
         rows = [model.check_tokens(row) for row in prompts]
     else:
-        rows = [model.tokenize(text) for text in (PARAGRAPHS if prompts is None else prompts)]
+        ours = prompts is None
+        texts = PARAGRAPHS if ours else prompts
+        rows = [model.tokenize(text, cut=ours) for text in texts]
     n_tokens = sum(int((row[1:] != model.bos_token).sum()) for row in rows)
     if n_tokens < MIN_TOKENS:
         raise ValueError(

@@ -199,7 +199,7 @@ def test_a_figure_grows_with_its_dictionaries_and_may_lack_living_features() -> 
     ("flags", "message"),
     [
         (("--layers", "0,7"), "holds no dictionary mlp.7; of these it holds mlp.0"),
-        (("--sites", "resid_post"), "holds no dictionary for sites {'resid_post'}"),
+        (("--sites", "resid_post"), "holds no dictionary for sites ('resid_post',)"),
         (("--n-tokens", "0"), "--n-tokens: Input should be greater than or equal to 1, got 0"),
         (("--context", "2"), "position and its next token are both kept"),
         (("--context", "64"), "context 64 is longer than"),

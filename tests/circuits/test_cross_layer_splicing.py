@@ -14,6 +14,7 @@ from torch import Tensor
 
 from circuits import Intervention, Site, SplicedModel
 from circuits.checkpoints import load_dictionary, load_folder, save_dictionary
+from circuits.checksums import RECORD, sha256_of_record, sha256_of_tensors
 from circuits.dictionaries import CrossLayerTranscoder, check_cross_layer
 from circuits.patching import Keep, patch_values, run_patched
 from circuits.spliced import Mode
@@ -324,8 +325,10 @@ def rewrite(path: Path, tensors: dict[str, Tensor], **changes: Any) -> None:
     with safe_open(str(path), framework="pt") as file:
         record = json.loads(file.metadata()["circuitloom"])
         old = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    header = {"circuitloom": json.dumps(record | changes)}
-    save_file(old | tensors, str(path), metadata=header)
+    held, record = old | tensors, record | changes
+    sums = {RECORD: sha256_of_record(record), **sha256_of_tensors(held)}
+    header = {"circuitloom": json.dumps(record | {"sha256": sums})}
+    save_file(held, str(path), metadata=header)
 
 
 @pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk"])
