@@ -44,31 +44,35 @@ def removable(
 
     Visiting `order`, node v is removed if `score(current - v) - score(current) < threshold`, and
     then `current - v` becomes current. A batch holds the circuits that follow if every removal is
-    accepted; the first refusal discards the rest of the batch, so the answer is exactly the
-    sequential one while runs of acceptances cost one call.
+    accepted or, after a refusal, those that follow if every one is refused; the first that turns
+    out otherwise is decided too, and discards the rest of the batch. So the answer is exactly the
+    sequential one while runs of acceptances and of refusals cost a call each.
 
     Returns:
         Flags of the nodes that stay.
     """
     current = kept.clone()
     (best,) = score(current[None]).tolist()
-    at, size = 0, 1
+    at, size, hopeful = 0, 1, True
     while at < len(order):
         chunk = order[at : at + size]
         tried = current.repeat(len(chunk), 1)
         for i, row in enumerate(chunk):
             tried[i:, row] = False
-        scores = score(tried).tolist()
-        accepted = 0
-        for value in scores:
-            if not value - best < threshold:
+            if not hopeful:
+                tried[i + 1 :, row] = current[row]
+        n_run = 0
+        for value in score(tried).tolist():
+            accepted = value - best < threshold
+            if accepted:
+                current, best = tried[n_run].clone(), value
+            if accepted != hopeful:
                 break
-            best, accepted = value, accepted + 1
-        if accepted:
-            current = tried[accepted - 1].clone()
-        refused = accepted < len(chunk)
-        at += accepted + refused
-        size = max(1, accepted) if refused else min(batch, 2 * size)
+            n_run += 1
+        as_hoped = n_run == len(chunk)
+        at += n_run + (not as_hoped)
+        size = min(batch, 2 * size) if as_hoped else 1
+        hopeful = hopeful if as_hoped else not hopeful
     return current
 
 
