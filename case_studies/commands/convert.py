@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from case_studies.commands.display import print_json
 from case_studies.commands.flags import JsonFlag, with_flags
 from circuits import load_dictionaries, save_dictionaries
+from circuits.training.config import TrainedSite
 
 __all__ = ["ConvertConfig", "command"]
 
@@ -22,6 +23,9 @@ class ConvertConfig(BaseModel):
 
     source: str = Field(description="a published set, hf:OWNER/NAME, or a file or folder")
     to: str = Field(description="circuitloom, saelens or circuit-tracer")
+    sites: tuple[TrainedSite, ...] | None = Field(
+        None, description="kinds to convert; if left out transcoders, or SAEs if there are none"
+    )
     layers: tuple[int, ...] | None = Field(None, description="which layers; all if left out")
     model: str = Field("", description="name of the model in the new files; empty keeps it")
 
@@ -33,7 +37,7 @@ def command(config: ConvertConfig, out: _FolderFlag, as_json: JsonFlag = False) 
     What was subtracted from inputs stays folded into the encoder's bias, so that the new files
     compute the same. What the other format cannot hold is refused before anything is written.
     """
-    found = load_dictionaries(config.source, layers=config.layers)
+    found = load_dictionaries(config.source, sites=config.sites, layers=config.layers)
     models = {entry.model for entry in found.entries.values() if entry.model}
     if not config.model and len(models) != 1:
         raise ValueError(

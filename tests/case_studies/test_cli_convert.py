@@ -52,6 +52,17 @@ def test_some_layers_and_another_name(tmp_path: Path) -> None:
     assert found.entries["mlp.1"].model == "gpt2"
 
 
+def test_kinds_are_chosen_by_site(tmp_path: Path) -> None:
+    flags = ("--to", "saelens", "--sites", "resid_post", "--layers", "2")
+    done = _run("convert", "tiny", *flags, "--out", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    assert list(load_dictionaries(tmp_path / "out")) == ["resid_post.2"]
+    refused = _run("convert", "tiny", "--to", "saelens", "--out", str(tmp_path / "none"))
+    assert refused.exit_code == 2
+    assert "mlp.0 is a TopK transcoder, which SAELens has no class for" in refused.output
+    assert not (tmp_path / "none").exists()
+
+
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     source, out = _made(tmp_path / "own", "toy", "other"), tmp_path / "new"
     wrong = _run("convert", str(source), "--to", "pickle", "--out", str(out), "--model", "toy")
