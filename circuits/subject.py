@@ -212,6 +212,28 @@ class SubjectModel:
         bias = torch.zeros_like(gain) if bias is None else bias.detach()
         return Norm(gain, bias, not module.uses_rms_norm)
 
+    def norm_eps(self, name: NormName, layer: int = 0) -> float:
+        """What the norm called `name` adds to the mean square before the root.
+
+        Raises:
+            ValueError: if the architecture has no such norm, or one that does not tell.
+        """
+        owner = self._bridge if name == "final" else self._bridge.blocks[layer]
+        module = getattr(owner, "ln_final" if name == "final" else name, None)
+        component = getattr(module, "original_component", None)
+        eps = getattr(component, "eps", getattr(component, "variance_epsilon", None))
+        if eps is None:
+            raise ValueError(
+                f"{self.name!r} has no norm {name!r} at layer {layer} that adds a number"
+            )
+        return float(eps)
+
+    def mlp(
+        self, layer: int, x: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The MLP of `layer` alone: `mlp_raw_out` from `mlp_in`."""
+        return self._bridge.blocks[layer].mlp(x)
+
     def heads(self, layer: int) -> Heads:
         """Value and output weights of `layer`, expanded to query heads and cached."""
         return self._heads(layer)
