@@ -1,12 +1,13 @@
 """ACDC over the edges of a circuit graph, in graph space: see `graphs.acdc_edges`."""
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from graphs.acdc_edges import OutputScore, acdc_edges, output_gap
 from graphs.circuit_graph import CircuitGraph
 from graphs.frozen_graph import FrozenGraph
+from graphs.prune_attribution import feeding_nodes
 from graphs.prune_notes import note_pruning
 from graphs.scorer import is_candidate
 
@@ -52,8 +53,9 @@ def prune_acdc_edges(
         start=start,
         batch=batch,
     )
-    keep_edge = kept[place]
-    circuit = graph.select(_feeding(graph, keep_edge), keep_edge)
+    everything = torch.ones(graph.n_nodes, dtype=torch.bool)
+    thinned = graph.select(everything, kept[place])
+    circuit = thinned.select(feeding_nodes(thinned, everything))
     return note_pruning(graph, circuit, f"ACDC over edges in graph space (threshold {threshold:g})")
 
 
@@ -79,14 +81,3 @@ def _places(graph: CircuitGraph, frozen: FrozenGraph) -> Int[Tensor, " edge"]:
     raise ValueError(
         f"the frozen graph has no {lacking}; freeze the prompts and the target of the graph itself"
     )
-
-
-def _feeding(graph: CircuitGraph, keep_edge: Bool[Tensor, " edge"]) -> Bool[Tensor, " node"]:
-    """Outputs, and what feeds them over kept edges."""
-    reached = graph.is_kind("output")
-    while True:
-        edges = keep_edge & reached[graph.edge_target]
-        now = reached.index_fill(0, graph.edge_source[edges], True)
-        if torch.equal(now, reached):
-            return reached
-        reached = now

@@ -1,0 +1,1 @@
+"""Circuits of attention heads that were published for GPT-2 small, as data."""
