@@ -85,7 +85,9 @@ def test_the_cross_layer_set_is_whole_with_its_last_layer() -> None:
         torch.testing.assert_close(y, expected["output"][layer], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("form", "path"), [(ONE, DEEP), (TWO, SECOND), (TWO, CROSSING)], ids=str)
+@pytest.mark.parametrize(
+    ("form", "path"), [(ONE, DEEP), (TWO, SECOND), (TWO, CROSSING)], ids=["one", "two", "crossing"]
+)
 def test_rows_are_those_of_the_whole(form: Any, path: Path) -> None:
     for entry in form.open(path, Given()):
         whole, chosen = entry.read(), [9, 0, 3, 9]
