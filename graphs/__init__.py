@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from graphs.heads.edges import HeadEdges
     from graphs.heads.running import EdgeRunner, run_edges
     from graphs.html import write_html
+    from graphs.most_active import top_active
     from graphs.proof.beside import beside_controls
     from graphs.proof.choices import ProofChoices
     from graphs.proof.prove import prove
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from graphs.proof.trial import Trial
     from graphs.prune_paths import path_scores
     from graphs.published.published_circuits import PublishedCircuit, published_circuit
-    from graphs.top_active import top_active
 
 __all__ = [
     "CircuitGraph",
@@ -97,7 +97,7 @@ _LATER = {
     "prove": "graphs.proof.prove",
     "published_circuit": "graphs.published.published_circuits",
     "run_edges": "graphs.heads.running",
-    "top_active": "graphs.top_active",
+    "top_active": "graphs.most_active",
     "write_html": "graphs.html",
 }
 

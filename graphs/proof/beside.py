@@ -8,10 +8,10 @@ from torch import Tensor
 
 from attribution.nodes import Node
 from graphs.controls import random_circuits, tokens_only
+from graphs.most_active import top_active
 from graphs.proof.estimates import mean_estimate, resampling, share_estimate
 from graphs.proof.records import ControlProof, Proof, ProofTable
 from graphs.proof.trial import Trial
-from graphs.top_active import top_active
 
 __all__ = ["beside_controls"]
 

@@ -28,10 +28,10 @@ from graphs import (
     prune,
 )
 from graphs.feature_effects import attribution_effects, integrated_effects
+from graphs.most_active import top_active
 from graphs.prune_attribution import prune_attribution
 from graphs.prune_paths import path_scores, prune_paths
 from graphs.scorer import is_candidate
-from graphs.top_active import top_active
 from tests.graphs.known_models import KNOWN, Known, metric, roc_auc
 
 THRESHOLDS = [10 ** (k / 2) for k in range(-5, 3)]

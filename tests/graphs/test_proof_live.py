@@ -8,10 +8,10 @@ from attribution.nodes import Node
 from circuits import SAE, Intervention, SplicedModel, Transcoder, load_model
 from graphs.controls import random_circuits, tokens_only
 from graphs.faithfulness import faithfulness
+from graphs.most_active import top_active
 from graphs.proof import Proof, ProofChoices, Trial, beside_controls, prove
 from graphs.proof.runners import live_nodes, make_runner
 from graphs.scorer import CircuitRunner
-from graphs.top_active import top_active
 
 D, F = 16, 24
 CLEAN = torch.tensor([[1, 2, 3, 4, 5], [1, 6, 3, 7, 5], [1, 2, 9, 4, 5], [1, 6, 9, 7, 5]])
