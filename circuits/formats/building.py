@@ -21,6 +21,7 @@ __all__ = [
     "check_given_layer",
     "check_layout",
     "make_entry",
+    "open_layers",
     "read_features",
     "select_features",
     "sorted_entries",
@@ -195,6 +196,35 @@ def make_entry(
         read_rows=read_rows,
         n_writes=n_writes,
     )
+
+
+def open_layers(
+    path: Path,
+    files: Sequence[Path],
+    given: Given,
+    layer_of: Callable[[Path, Given], int],
+    entry: Callable[[Path, int, Given], Entry],
+) -> list[Entry]:
+    """The entries of a checkpoint with a file a dictionary, of the layers that are wanted.
+
+    Args:
+        path: the checkpoint, for messages.
+        files: its files, at least one.
+        given: what the caller says of it.
+        layer_of: the layer of a file.
+        entry: makes the entry of a file and its layer; not called for other layers.
+
+    Raises:
+        ValueError: if a layer is given for several files, or two are of the same place.
+    """
+    check_given_layer(path, given, len(files))
+    layers = {file: layer_of(file, given) for file in files}
+    entries = [
+        entry(file, layer, given)
+        for file, layer in layers.items()
+        if given.layers is None or layer in given.layers
+    ]
+    return sorted_entries(path, entries)
 
 
 def sorted_entries(path: Path, entries: Sequence[Entry]) -> list[Entry]:

@@ -32,10 +32,10 @@ from circuits.formats.building import (
     whole_number,
 )
 from circuits.formats.entry import Entry, Format, Given
+from circuits.formats.folds import fold_gate
 from circuits.formats.module_names import place_of_module
 from circuits.formats.pickles import check_records, read_pickle, state_dict
 from circuits.formats.reading import check_finite, read_json
-from circuits.formats.saelens import fold_gate
 from circuits.formats.subtracted import read_as_it_is
 
 __all__ = ["FORMAT"]

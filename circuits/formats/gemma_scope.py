@@ -15,11 +15,10 @@ from torch import Tensor
 
 from circuits.conventions import NATIVE
 from circuits.formats.building import (
-    check_given_layer,
     check_layout,
     make_entry,
+    open_layers,
     select_features,
-    sorted_entries,
 )
 from circuits.formats.entry import Entry, Format, Given
 from circuits.formats.reading import check_finite, npz_shapes, read_npz
@@ -46,14 +45,7 @@ def _open(path: Path, given: Given) -> list[Entry]:
     files = _files(path)
     if not files:
         raise ValueError(f"{path} holds no params.npz")
-    check_given_layer(path, given, len(files))
-    layers = {file: _layer(file, given) for file in files}
-    entries = [
-        _entry(file, layer, given)
-        for file, layer in layers.items()
-        if given.layers is None or layer in given.layers
-    ]
-    return sorted_entries(path, entries)
+    return open_layers(path, files, given, _layer, _entry)
 
 
 def _layer(path: Path, given: Given) -> int:

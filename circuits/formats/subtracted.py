@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from circuits.conventions import Convention
-from circuits.formats.saelens import fold_subtracted
+from circuits.formats.folds import fold_subtracted
 
 __all__ = ["read_as_it_is"]
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from circuits.conventions import NATIVE, Convention
 from circuits.dictionaries import SAE, CrossLayerTranscoder, Dictionary, Transcoder
 from circuits.formats.entry import Given
-from circuits.formats.saelens import FORMAT, fold_decoder_norm, fold_gate, fold_input_scale
+from circuits.formats.folds import fold_decoder_norm, fold_gate, fold_input_scale
+from circuits.formats.saelens import FORMAT
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "saelens"
 EXPECTED = load_file(FIXTURES / "expected.safetensors")

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -217,23 +218,19 @@ def test_repository_by_address(hub: _Hub, tmp_path: Path) -> None:
         load_dictionaries("hf:someone")
 
 
+def _release(**facts: Any) -> Release:
+    """Three layers of the repository that is served."""
+    common = {"what": "", "licence": "", "model": "toy", "n_layers": 3}
+    return Release(name="made-up", repository="someone/dictionaries", **common, **facts)
+
+
 def test_published_set(hub: _Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the layers asked for are fetched, and what they hold comes out."""
     made = {f"resid_pre.{i}": models.sae("resid_pre", "relu", seed=i) for i in range(3)}
     save_dictionaries(made, tmp_path / "made", format="saelens", model="toy")
     for i in range(3):
         _serve(hub, tmp_path / "made" / f"resid_pre.{i}", f"blocks.{i}/")
-    release = Release(
-        name="made-up",
-        repository="someone/dictionaries",
-        format="saelens",
-        model="toy",
-        what="",
-        licence="",
-        site="resid_pre",
-        template="blocks.{layer}",
-        n_layers=3,
-    )
+    release = _release(format="saelens", site="resid_pre", template="blocks.{layer}")
     monkeypatch.setattr(sources, "releases", lambda: {"made-up": release})
     found = load_dictionaries("made-up", layers=[2])
     assert list(found) == ["resid_pre.2"]
@@ -251,16 +248,7 @@ def test_published_set_of_one_checkpoint(
     made = {f"mlp.{i}": models.transcoder("relu", seed=i) for i in range(3)}
     save_dictionaries(made, tmp_path / "made", format="circuit-tracer", model="toy")
     _serve(hub, tmp_path / "made")
-    release = Release(
-        name="made-up",
-        repository="someone/dictionaries",
-        format="circuit-tracer",
-        model="toy",
-        what="",
-        licence="",
-        site="mlp",
-        n_layers=3,
-    )
+    release = _release(format="circuit-tracer", site="mlp")
     monkeypatch.setattr(sources, "releases", lambda: {"made-up": release})
     found = load_dictionaries("made-up", layers=[1])
     assert list(found) == ["mlp.1"]

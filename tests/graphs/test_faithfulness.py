@@ -4,51 +4,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-import transformers
 
 from attribution import LogitDifference, attribute
 from attribution.nodes import Node
-from circuits import SAE, Intervention, Site, SplicedModel, Transcoder, load_model
+from circuits import Intervention, Site, SplicedModel
 from circuits.patching import Keep, mean_values, run_patched, zero_values
 from graphs.controls import random_circuits, tokens_only
 from graphs.faithfulness import faithfulness, kl_to_model, normalised
 from graphs.scorer import CircuitRunner
+from tests.graphs.spliced_models import N_FEATURES, mixed_spliced
 
-D, F = 16, 24
 CLEAN = torch.tensor([[1, 2, 3, 4, 5], [1, 6, 3, 7, 5]])
 CORRUPTED = torch.tensor([[1, 8, 3, 4, 5], [1, 9, 3, 7, 5]])
 
 
-def _dictionary(kind, **extra):
-    return kind(
-        torch.randn(D, F),
-        torch.randn(F, D) * 0.2,
-        torch.randn(F) * 0.1,
-        torch.randn(D) * 0.1,
-        **extra,
-    )
-
-
 @pytest.fixture(scope="module")
 def spliced() -> SplicedModel:
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        vocab_size=20,
-        n_embd=D,
-        n_layer=3,
-        n_head=4,
-        n_positions=16,
-        initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    model = load_model(transformers.GPT2LMHeadModel(config), dtype=torch.float64)
-    dictionaries = {
-        "mlp.0": _dictionary(Transcoder),
-        "attn_out.1": _dictionary(SAE, site="attn_out", activation="topk", k=6),
-        "mlp.2": _dictionary(Transcoder, W_skip=torch.randn(D, D) * 0.1),
-    }
-    return SplicedModel(model, dictionaries)
+    return mixed_spliced()
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +126,7 @@ def test_random_circuits_match_in_size_and_keep_tokens(universe):
 def test_zero_ablation_writes_the_decoder_bias_and_the_skip(spliced, runner):
     n = runner.clean.n_pos
     nothing = Keep(
-        features={w: torch.zeros(1, n, F, dtype=torch.bool) for w in spliced.placements},
+        features={w: torch.zeros(1, n, N_FEATURES, dtype=torch.bool) for w in spliced.placements},
         errors={w: torch.zeros(1, n, dtype=torch.bool) for w in spliced.placements},
     )
     zero = zero_values(spliced, runner.clean)

@@ -5,46 +5,24 @@ import torch
 import transformers
 
 from attribution.nodes import Node
-from circuits import SAE, Intervention, SplicedModel, Transcoder, load_model
+from circuits import Intervention, SplicedModel, Transcoder, load_model
 from graphs.controls import random_circuits, tokens_only
 from graphs.faithfulness import faithfulness
 from graphs.most_active import top_active
 from graphs.proof import Proof, ProofChoices, Trial, beside_controls, prove
 from graphs.proof.runners import live_nodes, make_runner
 from graphs.scorer import CircuitRunner
+from tests.graphs.spliced_models import N_FEATURES, mixed_spliced
 
-D, F = 16, 24
 CLEAN = torch.tensor([[1, 2, 3, 4, 5], [1, 6, 3, 7, 5], [1, 2, 9, 4, 5], [1, 6, 9, 7, 5]])
 CORRUPTED = torch.tensor([[1, 8, 3, 4, 5], [1, 9, 3, 7, 5], [1, 8, 9, 4, 5], [1, 9, 9, 7, 5]])
 CHOSE = torch.tensor([[1, 2, 3, 4, 6]])
 NO_TOKENS = ("features", "MLPs")
 
 
-def _dictionary(kind, **extra):
-    parts = torch.randn(D, F), torch.randn(F, D) * 0.2, torch.randn(F) * 0.1, torch.randn(D) * 0.1
-    return kind(*parts, **extra)
-
-
 @pytest.fixture(scope="module")
 def spliced() -> SplicedModel:
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        vocab_size=20,
-        n_embd=D,
-        n_layer=3,
-        n_head=4,
-        n_positions=16,
-        initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    model = load_model(transformers.GPT2LMHeadModel(config), dtype=torch.float64)
-    dictionaries = {
-        "mlp.0": _dictionary(Transcoder),
-        "attn_out.1": _dictionary(SAE, site="attn_out", activation="topk", k=6),
-        "mlp.2": _dictionary(Transcoder, W_skip=torch.randn(D, D) * 0.1),
-    }
-    return SplicedModel(model, dictionaries)
+    return mixed_spliced()
 
 
 def _metric(logits):
@@ -103,7 +81,9 @@ def test_ablating_one_top_feature_is_the_intervention(spliced, value):
     acts = {"clean": spliced.state(CLEAN), "other": spliced.state(CORRUPTED)}
     on = acts["clean"].activations[site][:, 4]
     other = acts["other"].activations[site][:, 4]
-    wanted = {"corrupted": other, "mean": other[:3].mean(0).expand(4, F), "zero": 0 * on}[value]
+    wanted = {"corrupted": other, "mean": other[:3].mean(0).expand(4, N_FEATURES), "zero": 0 * on}[
+        value
+    ]
     feature = int(((wanted - on) * (on != 0)).abs().sum(0).argmax())
     ids = [node.id for node in trial.units]
     unit = ids.index(f"mlp2.{feature}@4")
