@@ -92,6 +92,11 @@ def test_fitting_to_batches_gives_the_dictionary_of_one_process(two: Path) -> No
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_nothing_holds_the_group_of_processes_at_the_end(two: Path) -> None:
+    """What did would keep its threads, which abort a process that is on its way out."""
+    assert [(two / f"ended{rank}").read_text() for rank in range(2)] == ["True", "True"]
+
+
 def test_a_batch_is_shared_without_overlap_or_rest() -> None:
     shares = [Processes(rank, 3).share(12) for rank in range(3)]
     assert [list(range(12))[share] for share in shares] == [

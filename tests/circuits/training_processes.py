@@ -4,9 +4,12 @@ Environment variables are those of torchrun.
 """
 
 import sys
+import weakref
+from importlib import import_module
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from circuits.training import TrainingConfig, fit, train
 from circuits.training.learner import Learner
@@ -68,7 +71,11 @@ def learned(architecture: str, processes: Processes = ALONE) -> dict[str, torch.
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    for name in [name for name in sys.modules if name.startswith("torch.distributed.nn")]:
+        del sys.modules[name]  # as in a process that has not loaded a model yet
     with joined("cpu") as processes:
+        group = weakref.ref(dist.distributed_c10d._get_default_group())
+        import_module("torch.distributed.nn")  # as loading some models does
         results = {name: learned(name, processes) for name in ARCHITECTURES}
         torch.save(results, folder / f"learned{processes.rank}.pt")
         model = small_gpt2()
@@ -81,6 +88,7 @@ def main(folder: Path) -> None:
             config, lambda step: [(x[step * 64 :], y[step * 64 :])], out=folder / "fit"
         )
         torch.save(dictionary.W_dec, folder / f"fitted{processes.rank}.pt")
+    (folder / f"ended{processes.rank}").write_text(str(group() is None))
 
 
 if __name__ == "__main__":
