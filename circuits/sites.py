@@ -11,8 +11,10 @@ SiteKind = Literal[
     "attn_out",  # what attention adds to the residual stream
     "resid_mid",  # between attention and MLP of a sequential block, before the MLP's norm
     "mlp_in",  # what the MLP reads: normalised, with gain and bias
+    "mlp_post",  # the MLP's neurons: what its output matrix reads [batch, pos, d_mlp]
     "mlp_raw_out",  # the MLP's output before any post-norm (Gemma)
     "mlp_out",  # what the MLP adds to the residual stream
+    "z",  # what each head holds before its output matrix [batch, pos, head, d_head]
     "pattern",  # attention probabilities [batch, head, query, key]
     "attn_scores",  # what the softmax reads [batch, head, query, key]: softcapped and masked
     "rotary_cos",  # tables of the rotation of queries and keys [batch, pos, rotary]

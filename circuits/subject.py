@@ -4,8 +4,8 @@ The only module that knows a transformer-lens name. Everything else speaks of `S
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.sites import READ_ONLY, NormName, Site, SiteKind
+from circuits.starts import Start, check_replaced, check_start, passing_on
 
 __all__ = ["Edit", "Heads", "Norm", "QueryKey", "SubjectModel"]
 
@@ -27,8 +28,10 @@ _HOOKS: dict[SiteKind, str] = {
     "attn_out": "blocks.{}.hook_attn_out",
     "resid_mid": "blocks.{}.hook_resid_mid",
     "mlp_in": "blocks.{}.mlp.hook_in",
+    "mlp_post": "blocks.{}.mlp.out.hook_in",
     "mlp_raw_out": "blocks.{}.mlp.hook_out",
     "mlp_out": "blocks.{}.hook_mlp_out",
+    "z": "blocks.{}.attn.o.hook_in",
     "pattern": "blocks.{}.attn.hook_pattern",
     "attn_scores": "blocks.{}.attn.hook_attn_scores",
     "rotary_cos": "blocks.{}.attn.hook_cos",
@@ -153,6 +156,7 @@ class SubjectModel:
         self.logit_softcap: float = max(float(cfg.output_logits_soft_cap or 0.0), 0.0)
         self._heads = lru_cache(maxsize=None)(self._read_heads)
         self._query_keys = lru_cache(maxsize=None)(self._read_query_key)
+        self._outputs = lru_cache(maxsize=None)(self._look_at_outputs)
 
     @classmethod
     def from_transformers(
@@ -332,24 +336,43 @@ class SubjectModel:
         *,
         edits: Mapping[Site, Edit] | None = None,
         capture: Iterable[Site] = (),
+        start: Start | None = None,
+        replaced: Iterable[int] = (),
     ) -> tuple[Float[Tensor, "batch read_pos d_vocab"], dict[Site, Tensor]]:
-        """One forward pass.
+        """One forward pass, or its rest from a layer on.
 
         Args:
             tokens: token ids.
             edits: what goes on at a site, as a function of what arrived there; at a `READ_ONLY`
                 site it must be just that.
             capture: sites whose values, *after* any edit, are returned.
+            start: a layer, and the residual stream that enters it (`resid_pre`, before its edit);
+                no block below is run. None runs all. With the stream of a whole pass the answer is
+                that pass's, bit for bit.
+            replaced: layers whose MLP an edit of its output replaces whatever arrives there, so
+                that it need not be run; what arrives then means nothing.
 
         Returns:
             Logits (at the positions an edit of `unembed_in` leaves, normally all), and the
             captured values with their batch axis.
 
         Raises:
-            ValueError: if an edit changes the value of a `READ_ONLY` site.
+            ValueError: if an edit changes the value of a `READ_ONLY` site, `start` names no layer,
+                has not one vector a token, or lies behind an edited or captured site, or a layer
+                of `replaced` has no edit of its MLP's output, or one inside the MLP.
         """
         captured: dict[Site, Tensor] = {}
-        return self._pass(tokens, edits or {}, set(capture), captured), captured
+        keep, edits, replaced = set(capture), dict(edits or {}), set(replaced)
+        check_replaced(replaced, edits, keep)
+        first = 0
+        if start is not None:
+            check_start(start, tokens, keep | set(edits), n_layers=self.n_layers)
+            first, stream = start
+            entry = Site("resid_pre", first)
+            own = edits.get(entry)
+            edits[entry] = lambda _: stream if own is None else own(stream)
+        with self._without(first, replaced):
+            return self._pass(tokens, edits, keep, captured), captured
 
     def _pass(
         self,
@@ -396,6 +419,40 @@ class SubjectModel:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="A forward hook edited hook_scale")
             return self._bridge.run_with_hooks(tokens, fwd_hooks=hooks, use_cache=False)
+
+    @contextmanager
+    def _without(self, first: int, replaced: set[int]) -> Iterator[None]:
+        """While this lasts, blocks below `first` and MLPs in `replaced` are not run."""
+        if not first and not replaced:
+            yield
+            return
+        in_tuple, plain = self._outputs()
+        blocks = [self._bridge.blocks[layer] for layer in range(first)]
+        mlps = [self._bridge.blocks[i].mlp.original_component for i in sorted(replaced & plain)]
+        with passing_on(blocks, in_tuple=in_tuple), passing_on(mlps):
+            yield
+
+    def _look_at_outputs(self) -> tuple[bool, frozenset[int]]:
+        """Whether blocks give tuples, which transformers unpacks in some architectures, and which
+        layers have an MLP of its own that gives a tensor.
+        """
+        blocks, given = self._bridge.blocks, dict[int | None, Any]()
+
+        def note(key: int | None) -> Callable[..., None]:
+            return lambda _module, _args, output: given.__setitem__(key, output)
+
+        handles = [blocks[0].register_forward_hook(note(None))]
+        for layer, block in enumerate(blocks):
+            if block.mlp.original_component is not block.original_component:
+                handles.append(block.mlp.original_component.register_forward_hook(note(layer)))
+        try:
+            token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+            self._bridge.original_model(token, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        plain = {key for key, output in given.items() if isinstance(output, Tensor)}
+        return isinstance(given[None], tuple), frozenset(key for key in plain if key is not None)
 
     def read(self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]) -> dict[Site, Tensor]:
         """Values at `sites`, from a pass that ends as soon as all of them are there.

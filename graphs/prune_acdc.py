@@ -83,7 +83,8 @@ def prune_acdc(
 
     Args:
         graph: any circuit graph; what it lacks is patched from the start.
-        score: for example the KL divergence to the model, from `CircuitRunner`.
+        score: for example the KL divergence to the model, from `CircuitRunner`, which runs only
+            the layers from the visited node on.
         threshold: in the units of the score (nats for KL).
         batch: circuits scored in one call.
 

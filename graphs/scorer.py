@@ -12,11 +12,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attribution.nodes import Node
-from circuits.patching import Keep, NodeValues, patch_values, run_patched
+from circuits.agreement import Agreement, HeldRun
+from circuits.patching import Keep, NodeValues, hold_patched, patch_values, run_patched
 from circuits.sites import Site
 from circuits.spliced import FrozenState, SplicedModel
 
-__all__ = ["CircuitRunner", "is_candidate"]
+__all__ = ["CircuitRunner", "Tally", "is_candidate"]
 
 
 def is_candidate(node: Node) -> bool:
@@ -24,9 +25,47 @@ def is_candidate(node: Node) -> bool:
     return node.kind in ("feature", "error", "sublayer", "token")
 
 
+@dataclass
+class Tally:
+    """How much has been run."""
+
+    calls: int = 0
+    rows: int = 0
+    """Circuits times prompts."""
+    blocks: int = 0
+    """Layers run, summed over rows."""
+    whole_blocks: int = 0
+    """Layers of the model, summed over rows: what whole passes would have run."""
+
+    @property
+    def share(self) -> float:
+        """Of the layers of whole passes, the share that was run; 1 before any call."""
+        return self.blocks / self.whole_blocks if self.whole_blocks else 1.0
+
+    def add(self, rows: int, first: int, n_layers: int) -> None:
+        """Count a call that began at layer `first`."""
+        self.calls += 1
+        self.rows += rows
+        self.blocks += rows * (n_layers - first)
+        self.whole_blocks += rows * n_layers
+
+
+@dataclass
+class _Held:
+    """The circuit whose run is held: its nodes, their flags, and the run."""
+
+    nodes: list[Node]
+    kept: Bool[Tensor, " node"]
+    run: HeldRun
+
+
 @dataclass(frozen=True, eq=False)
 class CircuitRunner:
     """Runs circuits on clean prompts with the rest patched from corrupted ones.
+
+    The last circuit that was run alone is held. Where later ones must be the same as it, below a
+    layer or before a position, its values are taken: ACDC begins with one circuit, and all that
+    follow are like it below the node visited.
 
     Args:
         spliced: the model with its dictionaries.
@@ -38,6 +77,9 @@ class CircuitRunner:
     clean: FrozenState
     other: NodeValues
     empty_logits: Float[Tensor, "batch d_vocab"] = field(repr=False)
+    tally: Tally = field(default_factory=Tally, init=False)
+    """What `logits` has run."""
+    _held: list[_Held] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
     def on_prompts(
@@ -72,8 +114,28 @@ class CircuitRunner:
 
         Whatever is not among the kept nodes is patched.
         """
+        agreement = self._agreement(nodes, kept)
+        first = 0 if agreement is None else agreement.first_layer
+        rows = len(kept) * len(self.clean.tokens)
+        self.tally.add(rows, first, self.spliced.model.n_layers)
+        keep = self._masks(nodes, kept, first)
         with torch.no_grad():
-            return run_patched(self.spliced, self.clean, self.other, self._masks(nodes, kept))
+            if len(kept) > 1:
+                return run_patched(self.spliced, self.clean, self.other, keep, agreement)
+            logits, run = hold_patched(self.spliced, self.clean, self.other, keep, agreement)
+            self._held[:] = [_Held(list(nodes), kept[0].clone(), run)]
+            return logits
+
+    def _agreement(
+        self, nodes: Sequence[Node], kept: Bool[Tensor, "circuit node"]
+    ) -> Agreement | None:
+        """Where the circuits are the same as the one held, if there is one, of the same nodes."""
+        if not self._held or self._held[0].nodes != list(nodes):
+            return None
+        rows = (kept != self._held[0].kept).any(0).nonzero().flatten().tolist()
+        different = {(nodes[i].layer, nodes[i].pos) for i in rows if is_candidate(nodes[i])}
+        n_layers, n_pos = self.spliced.model.n_layers, self.clean.n_pos
+        return Agreement.beside(self._held[0].run, different, n_layers=n_layers, n_pos=n_pos)
 
     def patchable(self, nodes: Sequence[Node]) -> Bool[Tensor, " node"]:
         """Which nodes a patch can change: those whose value differs on some pair of prompts."""
@@ -100,7 +162,8 @@ class CircuitRunner:
         other = self.other.activations[write][*at, node.feature]
         return clean, torch.where(clean != 0, other, clean)
 
-    def _masks(self, nodes: Sequence[Node], kept: Bool[Tensor, "circuit node"]) -> Keep:
+    def _masks(self, nodes: Sequence[Node], kept: Bool[Tensor, "circuit node"], first: int) -> Keep:
+        """Flags of the nodes by place, from the layer `first` on."""
         n_circuits, n_pos = len(kept), self.clean.n_pos
         by_place: dict[tuple[str, str, int], list[int]] = defaultdict(list)
         for i, node in enumerate(nodes):
@@ -115,6 +178,8 @@ class CircuitRunner:
         features: dict[Site, Tensor] = {}
         errors: dict[Site, Tensor] = {}
         for write, placement in self.spliced.placements.items():
+            if write.layer < first:
+                continue
             site = placement.site
             rows = by_place.get(("feature", site, write.layer), [])
             mask = torch.zeros(n_circuits, n_pos, placement.dictionary.n_features, dtype=torch.bool)
@@ -122,6 +187,8 @@ class CircuitRunner:
             features[write] = mask
             errors[write] = per_position("error", site, write.layer)
         sublayers = {
-            site: per_position("sublayer", "mlp", site.layer) for site in self.other.sublayers
+            site: per_position("sublayer", "mlp", site.layer)
+            for site in self.other.sublayers
+            if site.layer >= first
         }
         return Keep(features, errors, sublayers, per_position("token", "embed", -1))

@@ -83,10 +83,19 @@ def norms_in_float64() -> Iterator[None]:
     own = SubjectModel.run
 
     def run(
-        self: SubjectModel, tokens: torch.Tensor, *, edits: Any = None, capture: Any = ()
+        self: SubjectModel,
+        tokens: torch.Tensor,
+        *,
+        edits: Any = None,
+        capture: Any = (),
+        start: Any = None,
+        **settings: Any,
     ) -> Any:
-        fresh = {site: torch.clone for site in self.scale_sites()}
-        return own(self, tokens, edits=fresh | dict(edits or {}), capture=capture)
+        first = 0 if start is None else start[0]
+        scales = self.scale_sites()
+        fresh = {s: torch.clone for s in scales if s.layer >= first or s.kind == "final_scale"}
+        edits = fresh | dict(edits or {})
+        return own(self, tokens, edits=edits, capture=capture, start=start, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SubjectModel, "run", run)

@@ -20,6 +20,7 @@ from attribution.trace import Trace
 from circuits.interventions import Intervention
 from circuits.sites import Site
 from circuits.spliced import FrozenState, SplicedModel, SplicedRun, canonical
+from circuits.starts import Start
 from circuits.subject import Edit, SubjectModel
 
 __all__ = ["OBSERVATIONS", "ListeningModel", "Observation", "Observer", "listen", "read"]
@@ -56,11 +57,15 @@ class ListeningModel(SubjectModel):
         *,
         edits: Mapping[Site, Edit] | None = None,
         capture: Iterable[Site] = (),
+        start: Start | None = None,
+        replaced: Iterable[int] = (),
     ) -> tuple[Float[Tensor, "batch read_pos d_vocab"], dict[Site, Tensor]]:
         """As `SubjectModel.run`."""
         edits = dict(edits or {})
         heard = {site: partial(self._hear, site, edits.get(site)) for site in self._sites}
-        return super().run(tokens, edits=edits | heard, capture=capture)
+        return super().run(
+            tokens, edits=edits | heard, capture=capture, start=start, replaced=replaced
+        )
 
     def _hear(self, site: Site, edit: Edit | None, value: Tensor) -> Tensor:
         new = value if edit is None else edit(value)
