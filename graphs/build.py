@@ -4,9 +4,10 @@ Input-dependent: every number comes from a forward pass.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from attribution.nodes import Node, NodeTable
@@ -48,6 +49,8 @@ def average_graphs(graphs: Sequence[CircuitGraph]) -> CircuitGraph:
     Args:
         graphs: of one model, with equally many tokens; nodes with the same id are one node.
 
+    Graphs are added one after another: memory goes with the edges of the mean and of one graph.
+
     Returns:
         A node's activation is its mean over the graphs in which it occurs. A token node or label
         that differs between prompts shows the alternatives and loses its vocabulary id. An edge
@@ -58,12 +61,13 @@ def average_graphs(graphs: Sequence[CircuitGraph]) -> CircuitGraph:
     """
     _check_aligned(graphs)
     nodes = merge_nodes([graph.nodes for graph in graphs])
-    target = torch.cat([_rows(g.nodes, nodes)[g.edge_target] for g in graphs])
-    source = torch.cat([_rows(g.nodes, nodes)[g.edge_source] for g in graphs])
-    values = torch.cat([g.edge_attribution for g in graphs])
-    key, edge = (target * len(nodes) + source).unique(return_inverse=True)
-    total = torch.zeros(len(key), dtype=torch.float64).index_add(0, edge, values.double())
-    mean = (total / len(graphs)).to(values.dtype)
+    dtype = reduce(torch.promote_types, (g.edge_attribution.dtype for g in graphs))
+    key, total = torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.float64)
+    for graph in graphs:
+        rows = _rows(graph.nodes, nodes)
+        found = rows[graph.edge_target] * len(nodes) + rows[graph.edge_source]
+        key, total = _add_edges(key, total, found, graph.edge_attribution.double())
+    mean = (total / len(graphs)).to(dtype)
     key, mean = key[mean != 0], mean[mean != 0]
     return CircuitGraph(
         nodes=nodes,
@@ -72,6 +76,18 @@ def average_graphs(graphs: Sequence[CircuitGraph]) -> CircuitGraph:
         edge_attribution=mean,
         metadata=_mean_metadata([graph.metadata for graph in graphs]),
     )
+
+
+def _add_edges(
+    key: Int[Tensor, " edge"],
+    total: Float[Tensor, " edge"],
+    more: Int[Tensor, " new"],
+    values: Float[Tensor, " new"],
+) -> tuple[Int[Tensor, " either"], Float[Tensor, " either"]]:
+    """Totals of the edges of either, sorted by key."""
+    both, at = torch.cat([key, more]).unique(return_inverse=True)
+    added = torch.zeros(len(both), dtype=total.dtype)
+    return both, added.index_add_(0, at, torch.cat([total, values]))
 
 
 def _union(tables: Iterable[NodeTable]) -> list[Node]:

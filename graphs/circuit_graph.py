@@ -148,6 +148,8 @@ class CircuitGraph:
     def save(self, path: str | Path) -> None:
         """Write version 1 JSON to `path`, whole or not at all.
 
+        About 30 bytes of file and 200 of memory an edge, a second for a million; so is `load`.
+
         Raises:
             OSError: if the file cannot be written; an older file is then untouched.
         """

@@ -3,6 +3,7 @@
 Input-dependent: every number comes from a forward pass.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -95,8 +96,12 @@ def _on_prompt(
     value[[nodes.row(node.id) for node in trace.targets]] = trace.target_values.double().cpu()
     activation = torch.zeros_like(value)
     threshold, ratio = torch.full_like(value, torch.inf), torch.ones_like(value)
+    features: dict[tuple[str, int], list[Node]] = defaultdict(list)
+    for node in trace.sources:
+        if node.kind == "feature":
+            features[node.site, node.layer].append(node)
     for write, placement in spliced.placements.items():
-        mine = [n for n in trace.sources if _is_of(n, placement)]
+        mine = features[placement.site, placement.write.layer]
         rows = torch.tensor([nodes.row(node.id) for node in mine], dtype=torch.long)
         at = (
             torch.tensor([node.pos for node in mine], dtype=torch.long),
@@ -108,11 +113,6 @@ def _on_prompt(
         boundary = _boundary(placement, clean.read(placement.read)[0])
         threshold[rows] = boundary[at].double().cpu()
     return value, activation, threshold, ratio
-
-
-def _is_of(node: Node, placement: Placement) -> bool:
-    place = placement.site, placement.write.layer
-    return node.kind == "feature" and (node.site, node.layer) == place
 
 
 def _boundary(

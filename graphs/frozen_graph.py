@@ -19,7 +19,7 @@ from torch import Tensor
 
 from attribution.nodes import Node, NodeTable
 
-__all__ = ["FrozenGraph", "node_level"]
+__all__ = ["FrozenGraph", "Reaction", "node_level"]
 
 _HEIGHT = {"resid_pre": 0, "attn_out": 1, "mlp": 2, "mlp_out": 2, "resid_post": 3}
 
@@ -47,7 +47,8 @@ class FrozenGraph:
         threshold: a feature's activation is its value where that exceeds this.
 
     Raises:
-        ValueError: if an edge does not run from a lower level to a higher one.
+        ValueError: if an edge does not run from a lower level to a higher one, or a number other
+            than a threshold is not finite.
     """
 
     nodes: NodeTable
@@ -68,6 +69,16 @@ class FrozenGraph:
                 f"edges must run from a lower level to a higher one, got {ends[0].id} -> "
                 f"{ends[1].id}"
             )
+
+        for name in ("clean", "patched", "value", "activation"):
+            finite = getattr(self, name).isfinite()
+            if not bool(finite.all()):
+                place = tuple((~finite).nonzero()[0].tolist())
+                raise ValueError(
+                    f"{name} must be finite, got {float(getattr(self, name)[place])} at [prompt, "
+                    f"{'edge' if name in ('clean', 'patched') else 'node'}] = {list(place)}; look "
+                    "for an overflow in the traces"
+                )
 
     @property
     def n_edges(self) -> int:
@@ -90,30 +101,35 @@ class FrozenGraph:
 
         Keeping every edge gives the clean values exactly.
         """
-        change = np.zeros((len(kept), *self.value.shape))
-        removed = (self.patched - self.clean).double().numpy()
-        slope, source = self.slopes.numpy(), self.edge_source.numpy()
-        for level in self._sweep:
-            edges = level.edges
-            here = kept[:, None, edges].numpy()
-            flow = np.where(here, change[..., source[edges]] * slope[:, edges], removed[:, edges])
-            shift = np.add.reduceat(flow, level.starts, -1)
-            change[..., level.targets] = self.react(level.targets, shift)
-        final = torch.from_numpy(change)
+        final = torch.from_numpy(self.stand(kept)[1])
         at = self.outputs
         return self.value[:, at] + final[..., at], self.activation + final
 
-    def react(self, targets: np.ndarray, shift: np.ndarray) -> np.ndarray:
-        """By how much targets change their activation (an output its value) as their value shifts.
-
-        Args:
-            targets: rows of the nodes.
-            shift: of their values, [circuit, prompt, target].
+    def stand(self, kept: Bool[Tensor, "circuit edge"]) -> tuple[np.ndarray, np.ndarray]:
+        """By how much the values of targets shift in several circuits, and activations change
+        (of outputs, the values): each [circuit, prompt, node].
         """
-        value, activation, threshold, is_output = self._reaction
-        z = value[:, targets] + shift
-        fires = np.where(z > threshold[:, targets], z, 0.0) - activation[:, targets]
-        return np.where(is_output[targets], shift, np.where(shift == 0, 0.0, fires))
+        shift = np.zeros((len(kept), *self.value.shape))
+        change = np.zeros_like(shift)
+        for level in self._sweep:
+            flow, removed = self.flows(level.edges, change)
+            carried = np.where(kept[:, None, level.edges].numpy(), flow, removed)
+            here = np.add.reduceat(carried, level.starts, -1)
+            shift[..., level.targets] = here
+            change[..., level.targets] = self.reaction(level.targets).change(here)
+        return shift, change
+
+    def flows(self, edges: np.ndarray, change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """By how much edges shift their targets, against the clean prompts: if they are kept while
+        activations change by [..., prompt, node], and if they are removed.
+        """
+        kept = change[..., self.edge_source.numpy()[edges]] * self.slopes.numpy()[:, edges]
+        clean, patched = (t.numpy()[:, edges].astype(float) for t in (self.clean, self.patched))
+        return kept, patched - clean
+
+    def reaction(self, nodes: np.ndarray) -> "Reaction":
+        """How some nodes, by their rows, respond to shifts of their values."""
+        return self._reaction[nodes]
 
     @cached_property
     def slopes(self) -> Float[Tensor, "prompt edge"]:
@@ -122,12 +138,11 @@ class FrozenGraph:
         return torch.where(activation > 0, self.clean.double() / activation, 0.0)
 
     @cached_property
-    def _reaction(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _reaction(self) -> "Reaction":
         is_output = np.zeros(len(self.nodes), bool)
         is_output[self.outputs.numpy()] = True
-        tensors = (self.value, self.activation, self.threshold)
-        value, activation, threshold = (t.double().numpy() for t in tensors)
-        return value, activation, threshold, is_output
+        value, activation = self.value.double().numpy(), self.activation.double().numpy()
+        return Reaction(value, activation, self.threshold.double().numpy(), is_output)
 
     @cached_property
     def _sweep(self) -> Sequence["_Level"]:
@@ -136,6 +151,41 @@ class FrozenGraph:
         order = np.lexsort((target, level))
         bounds = np.flatnonzero(np.diff(level[order])) + 1
         return [_one_level(part, target[part]) for part in np.split(order, bounds) if len(part)]
+
+
+@dataclass(frozen=True)
+class Reaction:
+    """How targets respond to shifts of their values: thresholds and clean values, node by node.
+
+    Attributes:
+        value: on the clean prompts, [prompt, node].
+        activation: likewise.
+        threshold: likewise.
+        is_output: [node].
+    """
+
+    value: np.ndarray
+    activation: np.ndarray
+    threshold: np.ndarray
+    is_output: np.ndarray
+
+    def __getitem__(self, nodes: np.ndarray | slice) -> "Reaction":
+        value, activation = self.value[:, nodes], self.activation[:, nodes]
+        return Reaction(value, activation, self.threshold[:, nodes], self.is_output[nodes])
+
+    def change(self, shift: np.ndarray) -> np.ndarray:
+        """By how much activations (of outputs, the values) change as values shift, [..., prompt,
+        node].
+        """
+        z = self.value + shift
+        fires = np.where(z > self.threshold, z, 0.0) - self.activation
+        return np.where(self.is_output, shift, np.where(shift == 0, 0.0, fires))
+
+    def clearance(self, shift: np.ndarray) -> np.ndarray:
+        """What the values lack to the thresholds, [..., prompt, node]; an output, which is always
+        on, lacks minus infinity.
+        """
+        return np.where(self.is_output, -np.inf, self.threshold - (self.value + shift))
 
 
 @dataclass(frozen=True)

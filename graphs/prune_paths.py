@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attribution.effects.paths import Path
 from graphs.circuit_graph import CircuitGraph
+from graphs.edge_rows import edge_rows
 from graphs.prune_notes import note_pruning
 
 __all__ = ["path_scores", "prune_paths"]
@@ -62,14 +63,18 @@ def _edge_rows(graph: CircuitGraph, paths: Sequence[Path]) -> Int[Tensor, " step
     Raises:
         ValueError: if the graph lacks one.
     """
-    ends = [node.id for node in graph.nodes]
-    pairs = zip(graph.edge_source.tolist(), graph.edge_target.tolist(), strict=True)
-    row_of = {(ends[source], ends[target]): i for i, (source, target) in enumerate(pairs)}
+    known = {node.id: row for row, node in enumerate(graph.nodes)}
     steps = [(a.id, b.id) for path in paths for a, b in pairwise(path.nodes)]
-    for step in steps:
-        if step not in row_of:
-            raise ValueError(
-                f"the graph has no edge {' -> '.join(step)}; give paths of the traces it was "
-                "built from"
-            )
-    return torch.tensor([row_of[step] for step in steps], dtype=torch.long)
+    ends = [(known.get(target, -1), known.get(source, -1)) for source, target in steps]
+    target, source = torch.tensor(ends, dtype=torch.long).reshape(-1, 2).T
+    rows = edge_rows(
+        graph.edge_target * graph.n_nodes + graph.edge_source,
+        torch.where((target < 0) | (source < 0), -1, target * graph.n_nodes + source),
+    )
+    if bool((rows < 0).any()):
+        missing = steps[int((rows < 0).nonzero()[0])]
+        raise ValueError(
+            f"the graph has no edge {' -> '.join(missing)}; give paths of the traces it was "
+            "built from"
+        )
+    return rows

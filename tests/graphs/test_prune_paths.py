@@ -94,3 +94,11 @@ def test_bad_input(chain: CircuitGraph) -> None:
     wrong = [_path(chain, "token@0 output.logit", 1.0)]
     with pytest.raises(ValueError, match=r"the graph has no edge token@0 -> output\.logit"):
         prune_paths(chain, paths=wrong, k=1)
+
+
+def test_a_node_the_graph_lacks_is_no_other(make_graph: Callable[..., CircuitGraph]) -> None:
+    """An edge from the last row into the row before must not stand in for it."""
+    graph = make_graph("o.a f0.1 t0", {("t0", "o.a"): 1.0, ("f0.1", "o.a"): 1.0})
+    other = make_graph("t1 f0.1 o.a", {("t1", "f0.1"): 1.0})
+    with pytest.raises(ValueError, match=r"the graph has no edge token@1 -> mlp0\.1@1"):
+        prune_paths(graph, paths=[_path(other, "token@1 mlp0.1@1", 1.0)], k=1)
