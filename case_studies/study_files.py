@@ -6,12 +6,15 @@ from typing import Any
 
 from case_studies.commands.display import write_config
 from case_studies.node_notes import describe_nodes
-from case_studies.study import GroupResult, StudyConfig, StudyResult
+from case_studies.study import GroupResult, StudyResult
+from case_studies.study_config import StudyConfig
+from case_studies.study_proof_text import percent
 from case_studies.study_report import finding, report
 from case_studies.tasks.task import Task
 from circuits import SplicedModel
 from circuits.files import write_json, write_text
 from graphs import plot_circuit, write_html
+from graphs.proof.beside import MOST_ACTIVE, RANDOM, TOKENS_ONLY
 
 __all__ = ["metrics_record", "write_study"]
 
@@ -19,23 +22,26 @@ __all__ = ["metrics_record", "write_study"]
 def metrics_record(config: StudyConfig, result: StudyResult) -> dict[str, Any]:
     """The content of `metrics.json`.
 
-    The plain numbers are those of the first group, the one drawn in `circuit.html`; `groups` holds
-    every group in full.
+    The plain numbers are those of the first group, the one drawn in `circuit.html`, each under the
+    choices named; `groups` holds every group in full, with its table of proof and controls.
     """
     first = result.groups[0]
-    randoms = first.random_metric
+    proof = first.proof
     return {
-        "version": 1,
+        "version": 2,
         "model": config.model,
         "task": config.task,
         "metric_name": result.behaviour.metric_name,
         "behaviour": result.behaviour.metric,
         "success_rate": result.behaviour.success_rate,
         "spliced": result.spliced.metric,
-        "circuit": first.circuit.metric_circuit,
-        "random_circuit": sum(randoms) / len(randoms),
-        "faithfulness": first.circuit.faithfulness,
-        "faithfulness_interval": first.circuit.interval,
+        "circuit": proof.metric_circuit.value,
+        "random_circuit": first.table.control(RANDOM).metric.value,
+        "faithfulness": proof.faithfulness.value,
+        "faithfulness_interval": (proof.faithfulness.low, proof.faithfulness.high),
+        "necessity": proof.necessity.value,
+        "completeness": proof.completeness.value,
+        "choices": str(proof.choices),
         "n_nodes": first.n_nodes,
         "n_edges": first.n_edges,
         "conservation_error": max(group.conservation_error for group in result.groups),
@@ -78,27 +84,37 @@ def write_study(
             drawn,
             notes=describe_nodes(spliced, drawn.nodes),
             title=finding(config, result, group),
-            proof=_proof(config, result, group),
+            proof=_panel(result, group),
         )
         write_html(figure, out / f"circuit{suffix}.html")
     write_text(out / "report.md", report(config, result, task))
     return out / "circuit.html"
 
 
-def _proof(config: StudyConfig, result: StudyResult, group: GroupResult) -> dict[str, str]:
+def _panel(result: StudyResult, group: GroupResult) -> dict[str, str]:
     """The panel beside the picture: what was measured, and against what."""
-    low, high = group.circuit.interval
+    proof, table = group.proof, group.table
     name = result.behaviour.metric_name.replace("_", " ")
-    randoms = group.random_faithfulness
+    random, minimality = table.control(RANDOM), proof.minimality
     return {
         "model": result.behaviour.model,
-        name: f"{group.circuit.metric_model:.3g}",
-        "circuit": f"{group.circuit.metric_circuit:.3g}",
-        "all patched": f"{group.circuit.metric_empty:.3g}",
-        "faithfulness": f"{group.circuit.faithfulness:.1%} ({low:.1%} to {high:.1%})",
-        f"random ({len(randoms)})": f"{sum(randoms) / len(randoms):.1%} (best {max(randoms):.1%})",
-        "tokens alone": f"{group.tokens_only.faithfulness:.1%}",
-        "proved on": f"{group.circuit.n_prompts} other prompts",
+        name: f"{proof.metric_model.value:.3g}",
+        "circuit": f"{proof.metric_circuit.value:.3g}",
+        "all ablated": f"{proof.metric_empty.value:.3g}",
+        "faithfulness": percent(proof.faithfulness),
+        f"random ({random.n_circuits})": (
+            f"{random.faithfulness.value:.1%} (best {random.faithfulness_range[1]:.1%})"
+        ),
+        "most active": f"{table.control(MOST_ACTIVE).faithfulness.value:.1%}",
+        "tokens alone": f"{table.control(TOKENS_ONLY).faithfulness.value:.1%}",
+        "without the circuit": f"{proof.completeness.value:.1%} is left",
+        "lost with its features": (
+            f"{proof.necessity_features.value:.1%}, "
+            f"with all {proof.necessity_all_features.value:.1%}"
+        ),
+        "nodes that matter": f"{minimality.needed.value:.0%} of {proof.size}",
+        "ablated": f"{proof.choices.value}; errors {proof.choices.errors}",
+        "proved on": f"{proof.n_prompts} other prompts",
         "nodes, edges": f"{group.n_nodes}, {group.n_edges}",
         "not drawn": f"{_n_constants(group)} biases and positions",
         "rows add up to": f"{group.conservation_error:.1g}",

@@ -3,9 +3,10 @@
     faithfulness = (m(C) - m(empty)) / (m(M) - m(empty))
 
 on the unfrozen model, from means over prompts (not a mean of ratios), with a bootstrap interval.
+One circuit under one choice of ablation; `graphs.proof` has the other choices and numbers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,13 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from attribution.nodes import Node
-from circuits.metrics import kl_divergence
+from graphs.measures import Metric, kl_to_model
+from graphs.proof.estimates import as_estimate, resampling, share, shares
 from graphs.scorer import CircuitRunner
 
 __all__ = ["Faithfulness", "Metric", "faithfulness", "kl_to_model", "normalised"]
-
-Metric = Callable[[Float[Tensor, "batch d_vocab"]], Float[Tensor, " batch"]]
-"""A task's metric of last-position logits, one number a prompt, higher is better."""
 
 
 class Faithfulness(BaseModel):
@@ -57,14 +56,7 @@ def normalised(
             f"the model's metric ({float(model.mean()):.4g}) equals the empty circuit's; choose a "
             "corruption that changes the behaviour"
         )
-    return float((circuit - empty).mean()) / span
-
-
-def kl_to_model(
-    full: Float[Tensor, "batch d_vocab"], logits: Float[Tensor, "*circuit batch d_vocab"]
-) -> Float[Tensor, "*circuit batch"]:
-    """KL(model || circuit) of the next-token distributions, in nats."""
-    return kl_divergence(full.log_softmax(-1), logits.log_softmax(-1))
+    return share(circuit - empty, model - empty)
 
 
 def faithfulness(
@@ -92,16 +84,15 @@ def faithfulness(
     kept = torch.ones(len(nodes), dtype=torch.bool) if kept is None else kept
     logits = runner.logits(nodes, kept[None])[0]
     circuit, model, empty = (
-        metric(x).double() for x in (logits, runner.full_logits, runner.empty_logits)
+        metric(x).double().cpu() for x in (logits, runner.full_logits, runner.empty_logits)
     )
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.randint(len(model), (n_bootstrap, len(model)), generator=generator)
-    span = (model - empty)[draws].mean(1)
-    ratios = (circuit - empty)[draws].mean(1) / torch.where(span.abs() < 1e-9, torch.nan, span)
-    low, high = ratios[ratios.isfinite()].quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+    value = normalised(circuit, model, empty)
+    weights = resampling(len(model), n_resamples=n_bootstrap, seed=seed)
+    resampled = shares(circuit - empty, model - empty, weights)
+    estimate = as_estimate(value, resampled[resampled.isfinite()])
     return Faithfulness(
-        faithfulness=normalised(circuit, model, empty),
-        interval=(low, high),
+        faithfulness=value,
+        interval=(estimate.low, estimate.high),
         metric_model=float(model.mean()),
         metric_circuit=float(circuit.mean()),
         metric_empty=float(empty.mean()),

@@ -9,11 +9,16 @@ from torch import Tensor
 from attribution.nodes import Node
 from graphs.controls import random_circuits, tokens_only
 from graphs.most_active import top_active
+from graphs.proof.counting import Progress, counting
 from graphs.proof.estimates import mean_estimate, resampling, share_estimate
 from graphs.proof.records import ControlProof, Proof, ProofTable
-from graphs.proof.trial import Trial
+from graphs.proof.trial import Measure, Trial
 
-__all__ = ["beside_controls"]
+__all__ = ["MOST_ACTIVE", "RANDOM", "TOKENS_ONLY", "beside_controls"]
+
+RANDOM = "random, same size per layer"
+MOST_ACTIVE = "most active, same size per layer"
+TOKENS_ONLY = "tokens only"
 
 
 def beside_controls(
@@ -24,6 +29,7 @@ def beside_controls(
     *,
     controls: Mapping[str, Bool[Tensor, "circuit node"]] | None = None,
     n_random: int = 20,
+    progress: Progress = lambda done, total: None,
 ) -> ProofTable:
     """Measure controls on the prompts of a proof, under its choices and with its resamples.
 
@@ -38,6 +44,7 @@ def beside_controls(
         kept: which of `nodes` are the circuit.
         controls: further ones by name, each one or several circuits over `nodes`; None for none.
         n_random: random circuits.
+        progress: told of circuits run and to run: twice as many as there are, and one.
 
     Raises:
         ValueError: if `proof` is of another trial or circuit.
@@ -46,13 +53,19 @@ def beside_controls(
     _check_same(proof, trial, circuit)
     units = trial.units
     circuits = {
-        "random, same size per layer": random_circuits(units, circuit, n=n_random, seed=proof.seed),
-        "most active, same size per layer": top_active(units, circuit)[None],
-        "tokens only": tokens_only(units, circuit)[None],
+        RANDOM: random_circuits(units, circuit, n=n_random, seed=proof.seed),
+        MOST_ACTIVE: top_active(units, circuit)[None],
+        TOKENS_ONLY: tokens_only(units, circuit)[None],
     }
     for name, flags in (controls or {}).items():
         circuits[name] = torch.stack([trial.circuit(nodes, row)[0] for row in flags])
-    found = tuple(_control(name, flags, proof, trial) for name, flags in circuits.items())
+    counted = counting(progress, 1 + 2 * sum(map(len, circuits.values())))
+    measure = counted(trial.measure)
+    empty = measure(torch.zeros_like(circuit)[None]).metric[0]
+    found = tuple(
+        _control(name, flags, proof, measure, trial.model_metric, empty)
+        for name, flags in circuits.items()
+    )
     return ProofTable(circuit=proof, controls=found)
 
 
@@ -68,13 +81,17 @@ def _check_same(proof: Proof, trial: Trial, circuit: Bool[Tensor, " unit"]) -> N
 
 
 def _control(
-    name: str, circuits: Bool[Tensor, "circuit unit"], proof: Proof, trial: Trial
+    name: str,
+    circuits: Bool[Tensor, "circuit unit"],
+    proof: Proof,
+    measure: Measure,
+    model: Float[Tensor, " prompt"],
+    empty: Float[Tensor, " prompt"],
 ) -> ControlProof:
     """Means over circuits are taken of metrics, on every prompt, before any ratio."""
     weights = resampling(proof.n_prompts, n_resamples=proof.n_resamples, seed=proof.seed)
-    empty = trial.measure(torch.zeros_like(circuits[:1])).metric[0]
-    whole = trial.model_metric - empty
-    outcome, without = trial.measure(circuits), trial.measure(~circuits).metric.mean(0)
+    whole = model - empty
+    outcome, without = measure(circuits), measure(~circuits).metric.mean(0)
     each = (outcome.metric - empty).mean(1) / whole.mean()
     mean: Float[Tensor, " prompt"] = outcome.metric.mean(0)
     return ControlProof(

@@ -47,7 +47,7 @@ class ProofChoices(BaseModel):
         description="start from the clean run and patch what is ablated, or start from the "
         "corrupted run and restore what is not",
     )
-    ablated: Literal["outside the circuit", "the circuit"] = Field(
+    ablated: Literal["outside the circuit", "the circuit", "everything"] = Field(
         default="outside the circuit", description="which set of nodes is ablated"
     )
 
@@ -67,7 +67,9 @@ class ProofChoices(BaseModel):
             )
         return self
 
-    def on(self, ablated: Literal["outside the circuit", "the circuit"]) -> "ProofChoices":
+    def on(
+        self, ablated: Literal["outside the circuit", "the circuit", "everything"]
+    ) -> "ProofChoices":
         """The same choices for the other numbers of a proof: another set ablated."""
         return self.model_copy(update={"ablated": ablated})
 

@@ -14,6 +14,7 @@ __all__ = [
     "check_span",
     "mean_estimate",
     "resampling",
+    "share",
     "share_estimate",
     "shares",
 ]
@@ -31,7 +32,7 @@ class Estimate(BaseModel):
     high: float = Field(description="97.5 % quantile over resampled prompts, at least the value")
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:z.3f} [{self.low:z.3f}, {self.high:z.3f}]"
 
 
 def resampling(n_prompts: int, *, n_resamples: int, seed: int) -> Float[Tensor, "resample prompt"]:
@@ -69,6 +70,11 @@ def mean_estimate(
     return as_estimate(float(values.mean()), weights @ values)
 
 
+def share(part: Float[Tensor, " prompt"], whole: Float[Tensor, " prompt"]) -> float:
+    """`mean part / mean whole` over all prompts."""
+    return float(part.mean() / whole.mean())
+
+
 def shares(
     part: Float[Tensor, "*circuit prompt"],
     whole: Float[Tensor, " prompt"],
@@ -92,7 +98,7 @@ def share_estimate(
         ...                weights).value
         0.5
     """
-    return as_estimate(float(part.mean() / whole.mean()), shares(part, whole, weights))
+    return as_estimate(share(part, whole), shares(part, whole, weights))
 
 
 def check_span(

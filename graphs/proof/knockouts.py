@@ -58,7 +58,8 @@ def greedy_knockouts(
 ) -> Bool[Tensor, "set unit"]:
     """Grow K one unit at a time, each time the one of some random candidates that widens the gap.
 
-    The greedy search of Wang et al.: candidates are drawn anew at each step.
+    The greedy search of Wang et al.: candidates are drawn anew at each step. A gap found wide by
+    search is partly luck, so `measure` should run the prompts that chose the circuit.
 
     Returns:
         K after every step: nested subsets of the circuit, as many as steps or units.

@@ -20,10 +20,12 @@ def removal_harms(
 
         harm[K, v] = m(C without (K without v)) - m(C without (K and v))
 
-    Taking v itself out of K first makes every K a context for every v.
+    Taking v itself out of K first makes every K a context for every v. Each context is run alone,
+    then its changes from the top layer down: a runner that holds its last circuit
+    (`graphs.scorer.CircuitRunner`) then begins at the layer that changes.
 
     Args:
-        measure: runs circuits.
+        measure: runs circuits, the units of lower layers first.
         circuit: flags of C.
         knockouts: the K; an empty row is C itself.
 
@@ -35,7 +37,8 @@ def removal_harms(
     for base in circuit & ~knockouts:
         flipped = base.repeat(len(members), 1)
         flipped[torch.arange(len(members)), members] ^= True
-        metric = measure(torch.cat([base[None], flipped])).metric
-        sign = torch.where(base[members], 1.0, -1.0).to(metric)
-        harms.append(sign[:, None] * (metric[0] - metric[1:]))
+        whole = measure(base[None]).metric
+        changed = measure(flipped.flip(0)).metric.flip(0)
+        sign = torch.where(base[members], 1.0, -1.0).to(whole)
+        harms.append(sign[:, None] * (whole - changed))
     return members, torch.stack(harms)

@@ -15,8 +15,8 @@ class _Record(BaseModel):
 class Knockouts(_Record):
     """Completeness: gaps F(C without K) - F(M without K) over one search for K.
 
-    Where K was searched for large gaps, on these same prompts, the worst is biased upwards: against
-    the circuit.
+    Greedy K are searched for large gaps on the prompts that chose the circuit. The worst of several
+    K is the one that is worst on the prompts that prove: biased upwards, against the circuit.
     """
 
     search: str = Field(description="how the K were found")
@@ -72,6 +72,12 @@ class Proof(_Record):
     necessity: Estimate = Field(
         description="(m(M) - m(M without C)) / (m(M) - m(empty)): what the model loses with C"
     )
+    necessity_features: Estimate = Field(
+        description="the same with all of C ablated but its tokens, which stay clean"
+    )
+    necessity_all_features: Estimate = Field(
+        description="the same with every unit ablated but tokens: what there is to lose"
+    )
     knockouts: tuple[Knockouts, ...]
     minimality: Minimality
 
@@ -90,6 +96,12 @@ class Proof(_Record):
             ("KL without the circuit", self.kl_without, inside),
             ("completeness (faithfulness of the complement)", self.completeness, inside),
             ("necessity", self.necessity, inside),
+            ("necessity, tokens apart", self.necessity_features, f"{inside}, its tokens apart"),
+            (
+                "necessity of every unit, tokens apart",
+                self.necessity_all_features,
+                f"{self.choices.on('everything')}, tokens apart",
+            ),
         ]
         for found in self.knockouts:
             numbers.append((f"knockout gap, {found.search}, mean |gap|", found.mean, both))
@@ -124,6 +136,18 @@ class ProofTable(_Record):
 
     circuit: Proof
     controls: tuple[ControlProof, ...]
+
+    def control(self, name: str) -> ControlProof:
+        """The control of that name.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        for found in self.controls:
+            if found.name == name:
+                return found
+        known = ", ".join(repr(c.name) for c in self.controls)
+        raise ValueError(f"want a control of this proof, got {name!r}; there are {known}")
 
     def markdown(self) -> str:
         """A table with one row a circuit, and the choices under it."""

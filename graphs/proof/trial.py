@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attribution.nodes import Node, NodeTable
 from circuits.spliced import SplicedModel
-from graphs.faithfulness import Metric, kl_to_model
+from graphs.measures import Metric, kl_to_model
 from graphs.proof.choices import ProofChoices
 from graphs.proof.runners import live_nodes, make_runner
 from graphs.scorer import CircuitRunner
@@ -79,8 +79,8 @@ class Trial:
         """
         if choices.unit != "node":
             raise ValueError(
-                f"a trial ablates nodes, got unit {choices.unit!r}; measure circuits of edges or "
-                "paths by their own runs"
+                f"a trial ablates nodes, got unit {choices.unit!r}; circuits of edges are run by "
+                "`graphs.live_circuits.LiveCircuits`, circuits of paths by nothing here"
             )
         runner = make_runner(choices, spliced, clean, other)
         nodes = live_nodes(choices, runner)
@@ -138,6 +138,13 @@ class Trial:
         here = {node.id for node in self.nodes}
         idle = sum(node.kind == "feature" and i not in here for i, node in wanted.items())
         return flags, idle
+
+    def carry(
+        self, other: "Trial", circuits: Bool[Tensor, "circuit other_unit"]
+    ) -> Bool[Tensor, "circuit unit"]:
+        """Circuits of another trial's units as flags over this one's: those that share a node."""
+        inside = torch.where(other.unit >= 0, circuits[:, other.unit.clamp_min(0)], False)
+        return torch.stack([self.circuit(other.nodes, row)[0] for row in inside])
 
     def measure(self, kept: Bool[Tensor, "circuit unit"]) -> Outcome:
         """Run circuits, some at a time, everything outside of each ablated."""

@@ -10,7 +10,8 @@ from attribution.nodes import Node
 from circuits import Intervention, Site, SplicedModel
 from circuits.patching import Keep, mean_values, run_patched, zero_values
 from graphs.controls import random_circuits, tokens_only
-from graphs.faithfulness import faithfulness, kl_to_model, normalised
+from graphs.faithfulness import faithfulness, normalised
+from graphs.measures import kl_to_model
 from graphs.scorer import CircuitRunner
 from tests.graphs.spliced_models import N_FEATURES, mixed_spliced
 
@@ -84,6 +85,25 @@ def test_anchors(runner, universe):
     assert everything.metric_empty == pytest.approx(nothing.metric_circuit)
 
 
+def test_resamples_without_a_prompt_that_counts_are_left_out(spliced, universe):
+    """One prompt of two is not corrupted: drawn alone it gives no ratio."""
+    runner = CircuitRunner.on_prompts(spliced, CLEAN, torch.stack([CLEAN[0], CORRUPTED[1]]))
+    kept = torch.tensor([node.layer < 1 for node in universe])
+    found = faithfulness(runner, universe, _metric, kept=kept)
+    assert 0.01 < abs(found.faithfulness) < 0.99
+    assert found.interval == pytest.approx((found.faithfulness, found.faithfulness))
+
+
+def test_the_seed_is_that_of_the_resamples(runner, universe):
+    kept = torch.tensor([node.layer < 1 for node in universe])
+    intervals = [
+        faithfulness(runner, universe, _metric, kept=kept, n_bootstrap=3, seed=seed).interval
+        for seed in (0, 0, 1, 2, 3)
+    ]
+    assert intervals[0] == intervals[1]
+    assert len(set(intervals)) > 1
+
+
 def test_normalised_is_a_ratio_of_means():
     model, empty = torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0])
     assert normalised(torch.tensor([0.5, 2.0]), model, empty) == pytest.approx(0.5)
@@ -121,6 +141,17 @@ def test_random_circuits_match_in_size_and_keep_tokens(universe):
     assert not torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn, random_circuits(universe, kept, n=5, seed=0))
     assert torch.equal(tokens_only(universe, kept), kept & is_token)
+
+
+@pytest.mark.parametrize("kind", ["feature", "error", "sublayer"])
+def test_random_circuits_draw_every_kind(kind):
+    nodes = [
+        Node(kind=kind, layer=0, site="mlp", pos=pos, feature=0 if kind == "feature" else -1)
+        for pos in range(4)
+    ]
+    drawn = random_circuits(nodes, torch.tensor([True, False, False, False]), n=40, seed=0)
+    assert drawn.sum(1).tolist() == [1] * 40
+    assert bool(drawn.any(0).all())
 
 
 def test_zero_ablation_writes_the_decoder_bias_and_the_skip(spliced, runner):

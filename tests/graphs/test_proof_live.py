@@ -10,13 +10,17 @@ from graphs.controls import random_circuits, tokens_only
 from graphs.faithfulness import faithfulness
 from graphs.most_active import top_active
 from graphs.proof import Proof, ProofChoices, Trial, beside_controls, prove
+from graphs.proof.beside import TOKENS_ONLY
+from graphs.proof.knockouts import greedy_knockouts, knockout_gaps, random_knockouts
+from graphs.proof.minimality import removal_harms
 from graphs.proof.runners import live_nodes, make_runner
 from graphs.scorer import CircuitRunner
 from tests.graphs.spliced_models import N_FEATURES, mixed_spliced
 
 CLEAN = torch.tensor([[1, 2, 3, 4, 5], [1, 6, 3, 7, 5], [1, 2, 9, 4, 5], [1, 6, 9, 7, 5]])
 CORRUPTED = torch.tensor([[1, 8, 3, 4, 5], [1, 9, 3, 7, 5], [1, 8, 9, 4, 5], [1, 9, 9, 7, 5]])
-CHOSE = torch.tensor([[1, 2, 3, 4, 6]])
+CHOSE = torch.tensor([[1, 2, 3, 4, 6], [1, 6, 3, 4, 5]])
+CHOSE_CORRUPTED = torch.tensor([[1, 8, 3, 4, 6], [1, 8, 3, 4, 5]])
 NO_TOKENS = ("features", "MLPs")
 
 
@@ -33,6 +37,9 @@ def _choices(value="corrupted", **others) -> ProofChoices:
     others = {"errors": "as chosen"} | others
     component = ("features", "tokens", "MLPs") if value == "corrupted" else NO_TOKENS
     return ProofChoices(value=value, **{"component": component} | others)
+
+
+KEPT = _choices(errors="kept")
 
 
 def _trial(spliced, choices, **options) -> Trial:
@@ -196,7 +203,15 @@ def test_faithfulness_is_that_of_the_existing_function(spliced):
     inside, without, empty = runs.metric.mean(1).tolist()
     model = float(trial.model_metric.mean())
     assert len({inside, without, empty, model}) == 4
+    no_tokens = kept & torch.tensor([node.kind != "token" for node in trial.nodes])
+    other = _prove(trial, trial.nodes, no_tokens)
+    assert other.necessity_all_features.value == pytest.approx(proof.necessity_all_features.value)
+    is_token = torch.tensor([node.kind == "token" for node in trial.units])
+    apart = trial.measure(torch.stack([~circuit | is_token, is_token])).metric.mean(1).tolist()
+    assert len({*apart, without, empty, model}) == 5
     for number, expected in (
+        (proof.necessity_features, (model - apart[0]) / (model - empty)),
+        (proof.necessity_all_features, (model - apart[1]) / (model - empty)),
         (proof.metric_circuit, inside),
         (proof.metric_without, without),
         (proof.metric_empty, empty),
@@ -207,9 +222,19 @@ def test_faithfulness_is_that_of_the_existing_function(spliced):
         assert number.value == pytest.approx(expected, rel=1e-9)
 
 
+FEW = {"n_random": 3, "n_greedy": 1, "n_candidates": 2, "n_contexts": 0, "n_resamples": 50}
+
+
+def _choosing(trial) -> Trial:
+    """Under the choices of `trial`, on prompts that are not its own."""
+    clean, other = CHOSE, CHOSE_CORRUPTED
+    if trial.runner.spliced.model.n_layers == 1:  # the model with a redundant pair
+        clean, other = torch.tensor([[1, 4], [7, 4]]), None
+    return Trial.on_prompts(trial.choices, trial.runner.spliced, clean, other, trial.metric)
+
+
 def _prove(trial, nodes, kept, **options) -> Proof:
-    few = {"n_random": 3, "n_greedy": 1, "n_candidates": 2, "n_contexts": 0, "n_resamples": 50}
-    options = few | {"choosing": CHOSE, "metric_name": "logit difference"} | options
+    options = FEW | {"choosing": _choosing(trial), "metric_name": "logit difference"} | options
     return prove(trial, nodes, kept, **options)
 
 
@@ -304,6 +329,108 @@ def test_a_redundant_pair_is_not_minimal_alone_but_needed_together():
     assert by_class.worst_nodes == ("mlp0.0@1",)
 
 
+def test_contexts_of_minimality_are_further_random_knockouts(spliced):
+    trial = _trial(spliced, _choices(positions="all"))
+    kept = torch.tensor([node.layer in (-1, 2) for node in trial.nodes])
+    found = _prove(trial, trial.nodes, kept, n_contexts=2, seed=5).minimality
+    circuit, _ = trial.circuit(trial.nodes, kept)
+    contexts = random_knockouts(circuit, n=2, seed=6)
+    contexts = torch.cat([torch.zeros_like(circuit)[None], contexts])
+    _, harms = removal_harms(trial.measure, circuit, contexts)
+    share = harms.mean(-1) / float((trial.model_metric - _empty(trial)).mean())
+    largest = share.gather(0, share.abs().argmax(0, keepdim=True))[0]
+    assert [h.largest for h in found.nodes] == pytest.approx(largest.tolist(), rel=1e-7, abs=1e-9)
+    assert [h.alone.value for h in found.nodes] == pytest.approx(share[0].tolist(), abs=1e-9)
+
+
+def test_greedy_knockouts_are_searched_where_the_circuit_was_chosen(spliced):
+    """Against the search by hand, its K carried over to the units of the proving prompts."""
+    for positions in ("each", "all"):
+        trial = _trial(spliced, _choices(positions=positions))
+        choosing = _choosing(trial)
+        kept = torch.tensor([node.layer in (-1, 1, 2) for node in trial.nodes])
+        steps = {"n_greedy": 2, "n_candidates": 50, "seed": 4}
+        ours = {k.search: k for k in _prove(trial, trial.nodes, kept, **steps).knockouts}["greedy"]
+        there, _ = choosing.circuit(trial.nodes, kept)
+        sets = greedy_knockouts(choosing.measure, there, n_steps=2, n_candidates=50, seed=4)
+        here, _ = trial.circuit(trial.nodes, kept)
+        carried = torch.zeros(2, len(here), dtype=torch.bool)
+        for row, found in zip(carried, sets, strict=True):
+            taken = {_key(u, positions) for u, f in zip(choosing.units, found, strict=True) if f}
+            row[[_key(u, positions) in taken for u in trial.units]] = True
+        assert torch.equal(trial.carry(choosing, sets), carried)
+        gaps = knockout_gaps(trial.measure, here, carried).mean(1)
+        proof = gaps / float((trial.model_metric - _empty(trial)).mean())
+        assert ours.n_sets == 2
+        assert ours.mean.value == pytest.approx(float(proof.abs().mean()), rel=1e-9)
+        assert abs(ours.worst.value) == pytest.approx(float(proof.abs().max()), rel=1e-9)
+        own = greedy_knockouts(trial.measure, here, n_steps=2, n_candidates=50, seed=4)
+        assert not torch.equal(own, carried)  # the search would have found others here
+
+
+def test_knockouts_found_elsewhere_stay_inside_the_circuit(spliced):
+    """A unit may be in the circuit by a position where it is idle on the prompts that prove."""
+    trial = _trial(spliced, _choices(positions="all"))
+    choosing = _choosing(trial)
+    units, there = ([_key(u, "all") for u in t.units] for t in (trial, choosing))
+    every_third = torch.arange(len(units)) % 3 == 0
+    taken = {unit for unit, flag in zip(units, every_third.tolist(), strict=True) if flag}
+    back = choosing.carry(trial, every_third[None])[0]
+    assert back.tolist() == [unit in taken for unit in there]
+    here = {node.id for node in trial.nodes}
+    elsewhere = torch.tensor([n.id not in here or n.kind == "token" for n in choosing.nodes])
+    circuit, _ = trial.circuit(choosing.nodes, elsewhere)
+    chosen, _ = choosing.circuit(choosing.nodes, elsewhere)
+    options = {"n_greedy": 30, "n_candidates": 1, "seed": 2}
+    proof = _prove(trial, choosing.nodes, elsewhere, **options)
+    sets = greedy_knockouts(choosing.measure, chosen, n_steps=30, n_candidates=1, seed=2)
+    carried = trial.carry(choosing, sets)
+    assert bool((carried & ~circuit).any())
+    gaps = knockout_gaps(trial.measure, circuit, carried & circuit).mean(1)
+    share = gaps / float((trial.model_metric - _empty(trial)).mean())
+    found = {k.search: k for k in proof.knockouts}["greedy"]
+    assert found.mean.value == pytest.approx(float(share.abs().mean()), rel=1e-9)
+
+
+def test_features_of_two_sites_of_a_layer_are_two_units(spliced):
+    sae, transcoder = (
+        spliced.placements[spliced.write_site(s)].dictionary for s in ("attn_out.1", "mlp.0")
+    )
+    both = SplicedModel(spliced.model, {"attn_out.1": sae, "mlp.1": transcoder})
+    each, together = (_trial(both, _choices(positions=p)) for p in ("each", "all"))
+    keys = [_key(unit, "all") for unit in together.units]
+    assert set(keys) == {_key(unit, "all") for unit in each.units}
+    assert {unit.site for unit in together.units if unit.kind == "feature"} == {"attn_out", "mlp"}
+
+
+def _key(unit, positions):
+    return unit.id if positions == "each" else (unit.kind, unit.site, unit.layer, unit.feature)
+
+
+def _empty(trial):
+    return trial.measure(torch.zeros(1, len(trial.units), dtype=torch.bool)).metric[0]
+
+
+def test_progress_ends_at_the_cost_that_is_stated(spliced):
+    trial = _trial(spliced, _choices(positions="all"))
+    kept = torch.tensor([node.layer in (-1, 2) for node in trial.nodes])
+    seen, of_controls = [], []
+    options = {"n_random": 3, "n_greedy": 2, "n_candidates": 3, "n_contexts": 2}
+    proof = _prove(trial, trial.nodes, kept, progress=lambda *at: seen.append(at), **FEW | options)
+    n_classes = {k.search: k.n_sets for k in proof.knockouts}["by class"]
+    stated = 5 + 2 * (3 + n_classes + 2) + 3 * (proof.size + 1) + 2 * 2 * 3
+    assert seen[-1] == (stated, stated)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    table = beside_controls(
+        proof, trial, trial.nodes, kept, n_random=4, progress=lambda *at: of_controls.append(at)
+    )
+    n = sum(control.n_circuits for control in table.controls)
+    assert of_controls[-1] == (1 + 2 * n, 1 + 2 * n)
+    assert table.control(TOKENS_ONLY) == table.controls[2]
+    with pytest.raises(ValueError, match="got 'none'; there are 'random, same size per layer'"):
+        table.control("none")
+
+
 def test_an_idle_unit_is_found_by_minimality_and_a_lone_one_is_needed():
     trial = _pair_trial((1e6, 0.0))
     proof = _prove(trial, FEATURES, torch.tensor([True, True, True]), n_contexts=4)
@@ -333,7 +460,9 @@ def test_options_reach_the_record():
 
 def test_controls(spliced):
     trial = _trial(spliced, _choices(positions="all"))
-    kept = torch.tensor([node.layer in (-1, 2) for node in trial.nodes])
+    kept = torch.tensor(
+        [n.layer in (-1, 2) and (n.kind != "feature" or n.feature % 2 == 0) for n in trial.nodes]
+    )
     proof = _prove(trial, trial.nodes, kept, seed=3)
     everything = torch.ones(2, len(trial.nodes), dtype=torch.bool)
     everything[1] = kept
@@ -404,16 +533,21 @@ def test_live_nodes_name_everything_a_patch_can_reach(spliced):
     assert together[of_one].activation == pytest.approx(added)
 
 
+def _rows(spliced, rows) -> Trial:
+    """A trial on some of the prompts that prove."""
+    return Trial.on_prompts(_choices(), spliced, CLEAN[rows], CORRUPTED[rows], _metric)
+
+
 def test_prompts_that_chose_are_refused(spliced):
     trial = _trial(spliced, _choices())
     kept = torch.ones(len(trial.nodes), dtype=torch.bool)
     with pytest.raises(ValueError, match=r"2 of 4 are \(the first in row 1\)"):
-        _prove(trial, trial.nodes, kept, choosing=CLEAN[[3, 1]])
+        _prove(trial, trial.nodes, kept, choosing=_rows(spliced, [3, 1]))
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_bad_trials(spliced):
-    with pytest.raises(ValueError, match="ablates nodes"):
+    with pytest.raises(ValueError, match=r"ablates nodes, got unit 'edge'; .* `graphs.live_circ"):
         _trial(spliced, _choices(unit="edge"))
     with pytest.raises(ValueError, match="none can be ablated"):
         Trial.on_prompts(_choices(), spliced, CLEAN, CLEAN, _metric)
@@ -428,5 +562,14 @@ def test_bad_trials(spliced):
     trial = _trial(spliced, _choices())
     with pytest.raises(ValueError, match="one flag a node"):
         trial.circuit(trial.units, torch.ones(2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="was it found on prompts"):
-        _prove(trial, trial.nodes, torch.zeros(len(trial.nodes), dtype=torch.bool))
+    nothing = torch.zeros(len(trial.nodes), dtype=torch.bool)
+    with pytest.raises(ValueError, match="the prompts that prove; was it found on prompts"):
+        _prove(trial, trial.nodes, nothing)
+    with pytest.raises(ValueError, match=r"want a choosing trial with .*errors as chosen"):
+        _prove(trial, trial.nodes, ~nothing, choosing=_choosing(_trial(spliced, KEPT)))
+    longer = torch.tensor([n.pos == 4 for n in trial.nodes])
+    shorter = Trial.on_prompts(
+        _choices(), spliced, CHOSE[:, :4], CHOSE_CORRUPTED[:, :4], lambda logits: logits[:, 0]
+    )
+    with pytest.raises(ValueError, match="the prompts that chose; was it found on prompts"):
+        _prove(trial, trial.nodes, longer, choosing=shorter)

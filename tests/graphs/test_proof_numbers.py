@@ -112,6 +112,8 @@ def test_resamples_are_draws_with_replacement():
     assert not torch.equal(weights, resampling(5, n_resamples=4000, seed=2))
     with pytest.raises(ValueError, match="at least one prompt"):
         resampling(0, n_resamples=5, seed=0)
+    with pytest.raises(ValueError, match="got 5, 0"):
+        resampling(5, n_resamples=0, seed=0)
 
 
 def test_intervals_of_a_mean_are_those_of_the_normal_law():
@@ -129,7 +131,7 @@ def test_an_interval_is_widened_to_its_value():
     assert as_estimate(0.5, draws) == Estimate(value=0.5, low=0.025, high=0.975)
     assert as_estimate(2.0, draws).high == 2.0
     assert as_estimate(-2.0, draws).low == -2.0
-    assert str(Estimate(value=0.5, low=0.0, high=1.0)) == "0.500 [0.000, 1.000]"
+    assert str(Estimate(value=0.5, low=-1e-9, high=1.0)) == "0.500 [0.000, 1.000]"
 
 
 numbers = st.lists(st.floats(-5, 5), min_size=2, max_size=8)
@@ -214,6 +216,21 @@ def test_greedy_takes_the_widest_gap_each_time():
     assert all_steps.sum(1).tolist() == [1, 2, 3, 4, 5]
     with pytest.raises(ValueError, match="at least one step"):
         greedy_knockouts(_measure, _set("ac"), n_steps=0, n_candidates=1, seed=0)
+    with pytest.raises(ValueError, match="n_candidates=0"):
+        greedy_knockouts(_measure, _set("ac"), n_steps=1, n_candidates=0, seed=0)
+
+
+def test_greedy_widens_the_mean_gap_not_its_size_prompt_by_prompt():
+    """C = {a, b}, of a model with c: without a the gaps are 1 and -1, without b 0.5 and 0.5."""
+
+    def measure(kept):
+        a, b, c = kept.double()[..., None].unbind(1)
+        value = -c * ((1 - a) * torch.tensor([1.0, -1.0]).double() + (1 - b) * 0.5)
+        return Outcome(value, value)
+
+    circuit = torch.tensor([True, True, False])
+    (found,) = greedy_knockouts(measure, circuit, n_steps=1, n_candidates=2, seed=0)
+    assert found.tolist() == [False, True, False]
 
 
 def test_candidates_are_drawn_with_the_seed():
@@ -333,8 +350,8 @@ def _proof() -> Proof:
         n_contexts=3,
         smallest=harm,
         smallest_node="mlp0.1@1",
-        needed_alone=harm,
-        needed=harm,
+        needed_alone=Estimate(value=0.375, low=0, high=1),
+        needed=Estimate(value=0.625, low=0, high=1),
         nodes=(NodeHarm(node="mlp0.1@1", alone=harm, largest=0.5),),
     )
     return Proof(
@@ -357,12 +374,24 @@ def test_a_proof_is_json_and_every_line_has_the_choices():
     assert Proof.model_validate_json(proof.model_dump_json()) == proof
     assert json.loads(proof.model_dump_json())["choices"]["errors"] == "kept"
     lines = proof.lines()
-    assert len(lines) == 10 + 2 + 3
+    assert len(lines) == 12 + 2 + 3
     own = ("unit node", "component", "errors kept", "value corrupted", "positions", "direction")
     for line in lines:
         assert "metric logit difference; 4 prompts; " in line
         if not line.startswith("metric of the model"):
             assert all(word in line for word in own)
+    assert [line.partition(" [")[0] for line in lines[-5:]] == [
+        "knockout gap, random, mean |gap| 0.500",
+        "knockout gap, random, worst -0.500",
+        "smallest harm (mlp0.1@1) 0.250",
+        "units whose removal changes at least 1% of m(M) - m(empty) 0.375",
+        "the same, without some K of 3 0.625",
+    ]
+    apart = [line for line in lines if "tokens apart" in line]
+    assert [line.rpartition("; set ")[2] for line in apart] == [
+        "the circuit, its tokens apart)",
+        "everything, tokens apart)",
+    ]
     by_name = {line.partition(" (metric")[0].rpartition(" [")[0]: line for line in lines}
     assert f"faithfulness {proof.faithfulness.value:.3f}" in by_name
     assert "set outside the circuit)" in by_name[f"faithfulness {proof.faithfulness.value:.3f}"]
