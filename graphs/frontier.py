@@ -1,41 +1,28 @@
 """Size against faithfulness: a pruning family's circuits at all its thresholds.
 
-CPR and CMD are the areas of the MIB benchmark (Mueller et al. 2025): under the curve of
-faithfulness over the share of units kept, and between that curve and 1.
+Families of several kinds of units (features, neurons, heads) lie on the same axes when all else is
+equal: the prompts, the two ends m(M) and m(empty), and the other choices.
 """
 
 from collections.abc import Mapping, Sequence
-from math import log
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from graphs.proof.estimates import Estimate, check_span, mean_estimate, resampling, share_estimate
+from graphs.frontier_shape import FrontierPoint, curve_areas, knee, pareto_front
+from graphs.proof.estimates import (
+    as_estimate,
+    check_span,
+    mean_estimate,
+    resampling,
+    share_estimate,
+)
 from graphs.proof.trial import Measure
 
-__all__ = [
-    "Frontier",
-    "FrontierPoint",
-    "curve_areas",
-    "frontier",
-    "geometric_sizes",
-    "knee",
-    "pareto_front",
-    "top_ranked",
-]
-
-
-class FrontierPoint(BaseModel):
-    """One circuit of a family."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    threshold: float = Field(description="the family's own, or the number of units asked for")
-    size: int = Field(description="units kept")
-    faithfulness: Estimate
-    kl: Estimate = Field(description="mean KL(model || circuit), nats")
+__all__ = ["Frontier", "frontier", "geometric_sizes", "random_frontier", "top_ranked"]
 
 
 class Frontier(BaseModel):
@@ -43,15 +30,19 @@ class Frontier(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: int = 1
+    version: int = 2
     family: str
-    unit: str = Field(description="what sizes count: feature nodes, neurons, heads, ...")
-    choices: str = Field(description="the six choices, in one line")
+    unit: str = Field(description="what sizes count, and what is ablated: features, heads, ...")
+    choices: str = Field(description="the other choices, in one line")
     n_units: int = Field(description="units that could be kept")
     n_prompts: int
+    intervals: Literal["prompts", "draws"] = Field(
+        default="prompts",
+        description="what intervals are over: resampled prompts, or the random circuits of a size",
+    )
     points: tuple[FrontierPoint, ...] = Field(description="by size")
     front: tuple[FrontierPoint, ...] = Field(description="those of `pareto_front`")
-    knee: FrontierPoint = Field(description="that of `knee`")
+    knee: FrontierPoint | None = Field(description="that of `knee`")
     cpr: float = Field(description="area under faithfulness over the share kept; 1 is best")
     cmd: float = Field(description="area between faithfulness and 1; 0 is best")
 
@@ -105,13 +96,13 @@ def frontier(
     """Measure a family at every threshold.
 
     Args:
-        measure: runs circuits on prompts that chose none of them (`Trial.measure`, or the like for
-            neurons and heads).
+        measure: runs circuits on prompts that chose none of them (`Trial.measure`,
+            `UnitTrial.measure`).
         model: the original model's metric on those prompts.
         circuits: flags by threshold, from a pruning sweep (`Trial.circuit`) or `top_ranked`.
         family: what the figure calls it.
-        unit: what sizes count.
-        choices: the six choices in one line (`str(trial.choices)`).
+        unit: what sizes count and what is ablated.
+        choices: the other choices in one line, the same for families on the same axes.
         n_resamples: bootstrap resamples of the prompts; the same for every point.
         seed: of the resampling.
 
@@ -135,93 +126,69 @@ def frontier(
         )
         for threshold, size, metric, kl in measured
     ]
-    points.sort(key=lambda point: point.size)
-    cpr, cmd = curve_areas(points, n_units=flags.shape[1])
-    front = pareto_front(points)
-    return Frontier(
-        family=family,
-        unit=unit,
-        choices=choices,
-        n_units=flags.shape[1],
-        n_prompts=len(model),
-        points=tuple(points),
-        front=tuple(front),
-        knee=knee(front),
-        cpr=cpr,
-        cmd=cmd,
-    )
+    named = {"family": family, "unit": unit, "choices": choices}
+    return _record(points, n_units=flags.shape[1], n_prompts=len(model), **named)
 
 
-def _closeness(point: FrontierPoint) -> float:
-    """`1 - |1 - faithfulness|`: too much of the behaviour is as wrong as too little."""
-    return 1 - abs(1 - point.faithfulness.value)
+def random_frontier(
+    measure: Measure,
+    model: Float[Tensor, " prompt"],
+    draws: Mapping[float, Bool[Tensor, "draw unit"]],
+    *,
+    family: str,
+    unit: str,
+    choices: str,
+) -> Frontier:
+    """Measure random circuits, several of each size: means over draws, 95 % of draws as intervals.
 
-
-def pareto_front(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
-    """Points that no other of at most their size beats or equals in closeness to 1, by size.
-
-    Sizes and closeness rise strictly along it.
-    """
-    front: list[FrontierPoint] = []
-    for point in sorted(points, key=lambda p: (p.size, -_closeness(p))):
-        if not front or _closeness(point) > _closeness(front[-1]):
-            front.append(point)
-    return front
-
-
-def knee(front: Sequence[FrontierPoint]) -> FrontierPoint:
-    """The point of a Pareto front that is farthest above the chord between its ends.
-
-    Over the logarithm of size, as drawn, both axes scaled to the ends (Satopaa et al. 2011,
-    "Kneedle", without smoothing). The smallest circuit if none lies above the chord; a circuit of
-    no unit is left out.
+    Args:
+        measure: as in `frontier`, like all that is not named here.
+        model: likewise.
+        draws: flags by threshold (the number of units asked for); one number of units a threshold.
+        family: what the figure calls it.
+        unit: what sizes count.
+        choices: the other choices.
 
     Raises:
-        ValueError: if there is no circuit with a unit.
+        ValueError: if there is no circuit, the draws of a threshold differ in size, or the ablation
+            does not change the metric for sure.
     """
-    drawn = [point for point in front if point.size > 0]
-    if not drawn:
-        raise ValueError("a knee needs a circuit of at least one unit, got none")
-    first, last = drawn[0], drawn[-1]
-    if first is last:
-        return first
-    width = log(last.size / first.size)
-    height = _closeness(last) - _closeness(first)
-
-    def above(point: FrontierPoint) -> float:
-        across = log(point.size / first.size) / width
-        return (_closeness(point) - _closeness(first)) / height - across
-
-    return max(drawn, key=above)
-
-
-def curve_areas(points: Sequence[FrontierPoint], *, n_units: int) -> tuple[float, float]:
-    """CPR and CMD: areas under f, and between f and 1, over the share k of units kept.
-
-        CPR = integral of f(k) dk,  CMD = integral of |1 - f(k)| dk,  k from 0 to 1
-
-    f is linear between points; f(0) = 0, as faithfulness is defined; beyond the largest circuit f
-    stays what it is there.
-
-    Example:
-        >>> one = Estimate(value=1.0, low=1.0, high=1.0)
-        >>> curve_areas([FrontierPoint(threshold=0, size=5, faithfulness=one, kl=one)], n_units=10)
-        (0.75, 0.25)
-    """
-    ranked = sorted(points, key=lambda point: point.size)
-    share = [0.0, *(point.size / n_units for point in ranked), 1.0]
-    height = [0.0, *(point.faithfulness.value for point in ranked)]
-    height.append(height[-1])
-    cpr = cmd = 0.0
-    for i in range(len(share) - 1):
-        width, start, end = share[i + 1] - share[i], height[i], height[i + 1]
-        cpr += width * (start + end) / 2
-        cmd += width * _mean_size(1 - start, 1 - end)
-    return cpr, cmd
+    if not draws:
+        raise ValueError(f"family {family!r} has no circuit; give at least one threshold")
+    flags = torch.cat(list(draws.values()))
+    outcome = measure(torch.cat([torch.zeros_like(flags[:1]), flags]))
+    empty = outcome.metric[0]
+    whole = check_span(model, empty, resampling(len(model), n_resamples=1000, seed=0)).mean()
+    counts = [len(drawn) for drawn in draws.values()]
+    shares = ((outcome.metric[1:] - empty).mean(1) / whole).split(counts)
+    kls = outcome.kl[1:].mean(1).split(counts)
+    points = [
+        FrontierPoint(
+            threshold=threshold,
+            size=_common_size(drawn),
+            faithfulness=as_estimate(float(share.mean()), share),
+            kl=as_estimate(float(kl.mean()), kl),
+        )
+        for (threshold, drawn), share, kl in zip(draws.items(), shares, kls, strict=True)
+    ]
+    named = {"family": family, "unit": unit, "choices": choices, "intervals": "draws"}
+    return _record(points, n_units=flags.shape[1], n_prompts=len(model), **named)
 
 
-def _mean_size(start: float, end: float) -> float:
-    """Mean of `|x|` as x runs evenly from `start` to `end`."""
-    if start * end >= 0:
-        return abs(start + end) / 2
-    return (start**2 + end**2) / (2 * (abs(start) + abs(end)))
+def _common_size(drawn: Bool[Tensor, "draw unit"]) -> int:
+    sizes = set(drawn.sum(1).tolist())
+    if len(sizes) != 1:
+        raise ValueError(f"random circuits of one threshold must be of one size, got {sizes}")
+    return sizes.pop()
+
+
+def _record(
+    points: list[FrontierPoint], *, n_units: int, n_prompts: int, **named: object
+) -> Frontier:
+    points = sorted(points, key=lambda point: point.size)
+    front = pareto_front(points)
+    cpr, cmd = curve_areas(points, n_units=n_units)
+    shape = {"points": tuple(points), "front": tuple(front), "knee": knee(front)}
+    return Frontier.model_validate(
+        {"n_units": n_units, "n_prompts": n_prompts, "cpr": cpr, "cmd": cmd, **shape, **named}
+    )

@@ -71,7 +71,7 @@ def _parameter(name: str, field: FieldInfo, by_place: bool) -> inspect.Parameter
 
 
 def _is_listed(kind: Any) -> bool:
-    """Whether `kind` is a tuple of numbers or choices, perhaps optional."""
+    """Whether `kind` is a tuple of whole numbers or choices, perhaps optional."""
     if get_origin(kind) in (Union, UnionType):
         return any(_is_listed(part) for part in get_args(kind) if part is not NoneType)
     item = get_args(kind)[0] if get_origin(kind) is tuple else None

@@ -8,17 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphs.frontier import (
-    Frontier,
+from graphs.frontier import Frontier, frontier, geometric_sizes, random_frontier, top_ranked
+from graphs.frontier_figure import plot_frontiers
+from graphs.frontier_shape import (
     FrontierPoint,
     curve_areas,
-    frontier,
-    geometric_sizes,
     knee,
     pareto_front,
-    top_ranked,
+    smallest_reaching,
 )
-from graphs.frontier_figure import plot_frontiers
 from graphs.proof import Estimate, Outcome
 from graphs.proof.estimates import mean_estimate, resampling
 
@@ -70,7 +68,7 @@ def test_a_sweep_by_threshold_need_not_be_nested_or_sorted():
     assert [(p.threshold, p.size) for p in found.points] == [(0.1, 1), (0.5, 2)]
     assert [p.faithfulness.value for p in found.points] == pytest.approx([0.5, 0.4])
     assert [p.size for p in found.front] == [1]
-    assert found.knee.size == 1
+    assert found.knee is None
 
 
 def test_metrics_are_averaged_before_the_ratio():
@@ -160,10 +158,13 @@ def test_knee_by_hand():
 
 def test_knee_at_the_edges():
     below = [_point(1, 0.0), _point(2, 0.1), _point(4, 1.0)]
-    assert knee(below) == below[0]
-    assert knee([_point(3, 0.5)]).size == 3
+    assert knee(below) is None
+    assert knee([_point(3, 0.5)]) is None
+    assert knee([_point(3, 0.5), _point(9, 0.6)]) is None
+    straight = [_point(1, 0.0), _point(2, 0.5), _point(4, 1.0)]
+    assert knee(straight) is None
     with_empty = [_point(0, -0.5), _point(1, 0.0), _point(2, 0.9), _point(4, 1.0)]
-    assert knee(with_empty).size == 2
+    assert knee(with_empty) == with_empty[2]
     with pytest.raises(ValueError, match="at least one unit"):
         knee([_point(0, 0.0)])
 
@@ -203,46 +204,140 @@ def test_bad_families():
         frontier(_measure, 0 * MODEL + 1, nothing, family="f", unit="u", choices="c")
 
 
-def test_figure():
-    good = _frontier(top_ranked(WORTH, [0, 1, 2, 4, 8]), family="features")
+def test_random_circuits_by_hand():
+    """Means over draws, and the band of the draws; metrics are averaged before the ratio."""
+    one, two = torch.eye(8, dtype=torch.bool)[:4], torch.eye(8, dtype=torch.bool)[[1, 2]]
+    draws = {2.0: one[[0, 0]] | two, 1.0: one}
+    names = {"family": "f", "unit": "nodes", "choices": "c"}
+    found = random_frontier(_measure, MODEL, draws, **names)
+    assert [(p.threshold, p.size) for p in found.points] == [(1.0, 1), (2.0, 2)]
+    shares = torch.tensor([0.5, 0.3, 0.1, 0.1]).double()
+    single = found.points[0].faithfulness
+    assert single.value == pytest.approx(0.25)
+    tails = shares.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+    assert [single.low, single.high] == pytest.approx(tails)
+    assert found.points[1].faithfulness.value == pytest.approx((0.8 + 0.6) / 2)
+    assert found.points[1].kl.value == pytest.approx(2 * (2 + 4) / 2)
+    assert (found.intervals, found.n_units, found.n_prompts) == ("draws", 8, 3)
+    assert _frontier({1.0: one[0]}).intervals == "prompts"
+    with pytest.raises(ValueError, match=r"of one size, got \{1, 2\}"):
+        random_frontier(_measure, MODEL, {1.0: torch.stack([one[0], draws[2.0][0]])}, **names)
+    with pytest.raises(ValueError, match="has no circuit"):
+        random_frontier(_measure, MODEL, {}, **names)
+    with pytest.raises(ValueError, match="must differ"):
+        random_frontier(_measure, 0 * MODEL + 1, {1.0: one & False}, **names)
+
+
+def test_a_level_is_reached_from_both_sides():
+    points = [_point(8, 0.95), _point(1, 1.25), _point(2, 0.79), _point(4, 1.19)]
+    assert smallest_reaching(points, 0.8) == points[3]
+    assert smallest_reaching(points, 0.9) == points[0]
+    assert smallest_reaching(points, 0.99) is None
+    with pytest.raises(ValueError, match=r"share in \(0, 1\], got 80"):
+        smallest_reaching(points, 80.0)
+
+
+NAMES = ("features, a", "features, b", "heads, b", "heads, random")
+
+
+def _families() -> list[Frontier]:
+    good = _frontier(top_ranked(WORTH, [0, 1, 2, 4, 8]), family="features, a", unit="features")
     spread = tuple(_point(p.size, p.faithfulness.value, p.threshold) for p in good.points)
     good = good.model_copy(update={"points": spread})
-    bad = _frontier(top_ranked(-WORTH, [1, 2, 4, 8]), family="random", unit="heads")
+    also = _frontier(top_ranked(WORTH.flip(0), [2, 8]), family="features, b", unit="features")
+    heads = _frontier(top_ranked(-WORTH, [1, 2, 4, 8]), family="heads, b", unit="heads")
+    draws = {2.0: torch.eye(8, dtype=torch.bool)[:4], 4.0: torch.eye(8, dtype=torch.bool)[:3]}
+    random = random_frontier(
+        _measure, MODEL, draws, family="heads, random", unit="heads", choices=good.choices
+    )
+    return [good, also, heads, random]
+
+
+def _curves(figure, name):
+    """The curve of faithfulness and the curve of KL."""
+    curves = [t for t in figure.data if t.legendgroup == name and t.customdata is not None]
+    assert [curve.yaxis for curve in curves] == ["y", "y2"]
+    return curves
+
+
+def test_figure():
+    families = _families()
+    good = families[0]
     title = "Two nodes carry 80 % of the behaviour"
-    figure = plot_frontiers([good, bad], title=title, template="simple_white")
-    long = [f.model_copy(update={"choices": "word " * 60}) for f in (good, bad)]
-    subtitle = plot_frontiers(long, title=title).layout.title.subtitle.text
-    assert max(len(line) for line in subtitle.split("<br>")) <= 130
-    assert subtitle.count("word") == 60
+    figure = plot_frontiers(families, title=title, template="simple_white")
     assert title in figure.layout.title.text
     assert good.choices in figure.layout.title.subtitle.text
     assert "3 prompts" in figure.layout.title.subtitle.text
-    assert figure.layout.xaxis.type == "log"
-    assert figure.layout.xaxis.title.text == "size (nodes or heads, log scale)"
-    dots = [trace for trace in figure.data if trace.showlegend is not False]
-    assert [trace.name for trace in dots] == [
-        f"features ({good.cpr:.3f})",
-        f"random ({bad.cpr:.3f})",
+    assert figure.layout.xaxis.type == figure.layout.xaxis2.type == "log"
+    entries = [trace.name for trace in figure.data if trace.showlegend]
+    assert entries == [
+        f"features, a ({good.cpr:.2f}, knee {good.knee.size})",
+        *(f"{f.family} ({f.cpr:.2f})" for f in families[1:]),
     ]
-    first = dots[0]
+    faithful, kl = _curves(figure, "features, a")
     drawn = good.points[1:]
-    assert list(first.x) == [1, 2, 4, 8]
-    assert list(first.y) == [p.faithfulness.value for p in drawn]
-    bars = zip(first.y, first.error_y.array, first.error_y.arrayminus, strict=True)
+    assert list(faithful.x) == list(kl.x) == [1, 2, 4, 8]
+    assert list(faithful.y) == [p.faithfulness.value for p in drawn]
+    assert list(kl.y) == [p.kl.value for p in drawn]
+    bars = zip(faithful.y, faithful.error_y.array, faithful.error_y.arrayminus, strict=True)
     for point, (y, up, down) in zip(drawn, bars, strict=True):
         assert y + up == pytest.approx(point.faithfulness.high)
         assert y - down == pytest.approx(point.faithfulness.low)
-    assert [c[1] for c in first.customdata] == [p.kl.value for p in drawn]
-    rings = [t for t in figure.data if t.mode == "markers" and t.marker.symbol == "circle-open"]
-    assert [(r.x[0], r.y[0]) for r in rings] == [
-        (f.knee.size, f.knee.faithfulness.value) for f in (good, bad)
-    ]
-    lines = [t for t in figure.data if t.mode == "lines"]
-    assert [list(line.x) for line in lines] == [
-        [p.size for p in f.front if p.size] for f in (good, bad)
-    ]
-    assert len({(t.marker.color, t.marker.symbol) for t in dots}) == 2
+    assert [c[1] for c in faithful.customdata] == [p.kl.value for p in drawn]
+    assert [c[3] for c in kl.customdata] == [1 / 8, 2 / 8, 4 / 8, 1]
     assert math.isclose(figure.layout.shapes[0].y0, 1.0)
+
+
+def test_a_colour_is_a_kind_of_unit_and_a_symbol_a_method():
+    figure = plot_frontiers(_families(), title="t")
+    looks = [_curves(figure, name)[0] for name in NAMES]
+    colours = [curve.line.color for curve in looks]
+    assert colours[0] == colours[1] != colours[2] == colours[3]
+    assert looks[0].marker.symbol != looks[1].marker.symbol
+    assert looks[0].line.dash != looks[1].line.dash == looks[2].line.dash
+    assert looks[1].marker.symbol == looks[2].marker.symbol
+    assert [curve.mode for curve in looks] == [*["lines+markers"] * 3, "lines"]
+    assert looks[3].line.dash == "dot"
+
+
+def test_only_a_knee_is_ringed_and_only_draws_have_a_band():
+    families = _families()
+    figure = plot_frontiers(families, title="t")
+    rings = [t for t in figure.data if t.mode == "markers" and t.marker.symbol == "circle-open"]
+    good = families[0]
+    assert [(t.legendgroup, t.x[0], t.y[0]) for t in rings] == [
+        ("features, a", good.knee.size, good.knee.faithfulness.value)
+    ]
+    bands = [t for t in figure.data if t.fill == "toself"]
+    assert [(t.legendgroup, t.yaxis) for t in bands] == [(NAMES[3], "y"), (NAMES[3], "y2")]
+    random = families[3]
+    low, high = ([getattr(p.faithfulness, end) for p in random.points] for end in ("low", "high"))
+    assert list(bands[0].x) == [1, 1, 1, 1]
+    assert list(bands[0].y) == [*high, *reversed(low)]
+    assert all(curve.error_y.array is None for curve in _curves(figure, NAMES[3]))
+    assert "random circuits" in figure.layout.title.subtitle.text
+    alone = plot_frontiers(families[:2], title="t")
+    assert "random" not in alone.layout.title.subtitle.text
+
+
+def test_hidden_families_wait_in_the_legend():
+    figure = plot_frontiers(_families(), title="t", hidden=[NAMES[1], NAMES[3]])
+    shown = {t.legendgroup: t.visible for t in figure.data}
+    assert shown == dict(zip(NAMES, [True, "legendonly", True, "legendonly"], strict=True))
+    assert "click to show" in figure.layout.legend.title.text
+    assert "click" not in plot_frontiers(_families(), title="t").layout.legend.title.text
+    with pytest.raises(ValueError, match="cannot hide 'x'; the families are features, a"):
+        plot_frontiers(_families(), title="t", hidden=["x"])
+
+
+def test_long_lines_are_broken():
+    long = [f.model_copy(update={"choices": "word " * 60}) for f in _families()]
+    figure = plot_frontiers(long, title="finding " * 30)
+    subtitle, title = figure.layout.title.subtitle.text, figure.layout.title.text
+    assert max(len(line) for line in subtitle.split("<br>")) <= 150
+    assert subtitle.count("word") == 60
+    assert title.count("finding") == 30
+    assert title.count("<br>") > 1
 
 
 def test_families_must_be_comparable():
