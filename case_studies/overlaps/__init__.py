@@ -1,0 +1,1 @@
+"""What circuits of several studies have in common."""
