@@ -10,6 +10,9 @@ __all__ = ["COMMANDS", "app", "main"]
 
 COMMANDS = {
     "study": "Find and prove the circuit of a task: greater-than or ioi.",
+    "frontier": "Size against faithfulness: features, neurons, heads and random circuits.",
+    "overlap": "Compare circuits: what they share, against chance, by layer and role.",
+    "intervene": "Change nodes on the real model, see metric and text; test a graph.",
     "attribute": "Explain a model's next token, or a feature, on one prompt; draw the circuit.",
     "edge": "Split one edge of a prompt's graph over paths, and every path into factors.",
     "attention": "Show why a head looks where it looks, as pairs of sources that add up.",
