@@ -56,10 +56,11 @@ def resampling(n_prompts: int, *, n_resamples: int, seed: int) -> Float[Tensor, 
 def as_estimate(value: float, resampled: Float[Tensor, " resample"]) -> Estimate:
     """`value` with the quantiles of what it is on resamples.
 
-    The interval is widened to `value` where skew or rounding would leave that outside.
+    The interval is widened to `value` where skew or rounding would leave that outside. Resamples
+    without a value (0 of 0, where no prompt drawn was changed by the ablation) are left out.
     """
     tails = torch.tensor([_TAIL, 1 - _TAIL], dtype=resampled.dtype)
-    low, high = resampled.quantile(tails).tolist()
+    low, high = resampled.nanquantile(tails).tolist()
     return Estimate(value=value, low=min(low, value), high=max(high, value))
 
 

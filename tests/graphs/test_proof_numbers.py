@@ -126,6 +126,13 @@ def test_intervals_of_a_mean_are_those_of_the_normal_law():
     assert found.high == pytest.approx(found.value + half, abs=0.01)
 
 
+def test_resamples_in_which_nothing_differs_are_left_out_of_an_interval():
+    part = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    weights = torch.eye(4, dtype=torch.float64)
+    found = share_estimate(part, 2 * part, weights)
+    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
+
+
 def test_an_interval_is_widened_to_its_value():
     draws = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
     assert as_estimate(0.5, draws) == Estimate(value=0.5, low=0.025, high=0.975)
