@@ -71,24 +71,37 @@ def prune_readers(
     score: Metric,
     *,
     threshold: float,
+    candidates: Bool[Tensor, "reader writer"] | None = None,
     batch: int = 8,
 ) -> Bool[Tensor, "reader writer"]:
     """ACDC over the edges of some readers, which must come in descending order.
 
+    Args:
+        runner: the prompts.
+        keep: edges to begin from.
+        readers: those whose edges are tried.
+        score: lower is better.
+        threshold: an edge stays if it is worth at least this much.
+        candidates: edges that may go, of those in `keep`; None for all.
+        batch: removals tried in one call.
+
     Raises:
-        ValueError: if `threshold` or `batch` is not positive, or `keep` does not fit the model.
+        ValueError: if `threshold` or `batch` is not positive, or `keep` or `candidates` does not
+            fit the model.
     """
     if threshold <= 0 or batch < 1:
         raise ValueError(f"want threshold > 0 and batch >= 1, got {threshold} and {batch}")
     check_keep(runner.edges, keep)
+    may_go = runner.edges.exists if candidates is None else candidates
+    check_keep(runner.edges, may_go)
     keep = keep.clone()
     added = runner.run(keep[None])[:, 0]
     for reader in readers:
         visit = Visit(runner, keep.clone(), reader, added)
         if not visit.matters:
-            keep[reader] = False
+            keep[reader] &= ~may_go[reader]
             continue
-        writers = keep[reader].nonzero()[:, 0].flip(0).tolist()
+        writers = (keep[reader] & may_go[reader]).nonzero()[:, 0].flip(0).tolist()
         keep[reader] = removable(
             writers,
             keep[reader],

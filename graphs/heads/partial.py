@@ -80,10 +80,18 @@ class Visit:
 
     @cached_property
     def changed(self) -> list[int]:
-        """The owner of the reader and all it reaches, as far as that reaches the output."""
-        edges = self.runner.edges
-        reached = downstream(edges, self.keep, edges.owner(self.reader))
-        return (reached & self._live_and_wide[0]).nonzero()[:, 0].tolist()
+        """The owner of the reader and all it reaches, as far as that reaches the output.
+
+        In the order of computation: of each layer its wide heads, the others, the MLP.
+        """
+        edges, (live, wide) = self.runner.edges, self._live_and_wide
+        reached = downstream(edges, self.keep, edges.owner(self.reader)) & live
+
+        def step(writer: int) -> tuple[int, bool, bool]:
+            layer, at = divmod(writer - 1, edges.n_heads + 1)
+            return layer, at == edges.n_heads, not wide[writer]
+
+        return sorted(reached.nonzero()[:, 0].tolist(), key=step)
 
     def logits(
         self, rows: Bool[Tensor, "circuit writer"]
@@ -165,7 +173,7 @@ class Visit:
 
     @cached_property
     def _steps(self) -> list[_Step]:
-        """What follows the owner, in order: of each layer its wide heads, the others, the MLP."""
+        """What follows the owner, a run of `changed` each."""
         edges, wide, groups = self.runner.edges, self._live_and_wide[1], []
         for layer in range(edges.n_layers):
             first, mlp = edges.head(layer, 0), edges.mlp(layer)

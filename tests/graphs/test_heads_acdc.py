@@ -14,13 +14,18 @@ from tests.graphs.heads_reference import EDGES, pairs, random_circuits, runner, 
 
 
 def one_at_a_time(
-    run: EdgeRunner, score: Metric, threshold: float, start: Tensor
+    run: EdgeRunner,
+    score: Metric,
+    threshold: float,
+    start: Tensor,
+    candidates: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The sequential algorithm, one whole run a candidate; and how near it came to a tie."""
     keep, margins = start.clone(), []
+    tried = start if candidates is None else start & candidates
     best = score(run.logits(keep[None])[0])
     for reader in reversed(range(run.edges.n_readers)):
-        for writer in reversed(keep[reader].nonzero()[:, 0].tolist()):
+        for writer in reversed(tried[reader].nonzero()[:, 0].tolist()):
             keep[reader, writer] = False
             value = score(run.logits(keep[None])[0])
             margins.append((value - best - threshold).abs())
@@ -70,13 +75,8 @@ def test_a_task_metric_from_some_edges() -> None:
     assert 0 < int(found.sum()) < 115
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama_gqa", "neox_parallel"])
-@pytest.mark.parametrize("share", [0.15, 0.5, 1.0])
-def test_partial_runs_are_whole_runs(architecture: str, share: float) -> None:
-    """At every reader, whatever else the circuit holds downstream of it and upstream."""
-    clean, corrupted = pairs(2, 4)
-    _, run = runner(architecture, clean, corrupted)
-    keep = random_circuits(run.edges, 1, share)[0]
+def partial_runs_are_whole_runs(run: EdgeRunner, keep: Tensor) -> int:
+    """At every reader; how many of them reach the output."""
     added = run.run(keep[None])[:, 0]
     asked = 0
     for reader in range(run.edges.n_readers):
@@ -94,7 +94,57 @@ def test_partial_runs_are_whole_runs(architecture: str, share: float) -> None:
         live, wide = live_and_wide(run.edges, trials[1])
         torch.testing.assert_close(after[live, :, -1], whole[live, :, -1], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(after[wide], whole[wide], rtol=1e-9, atol=1e-9)
-    assert asked > 5
+    return asked
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama_gqa", "neox_parallel"])
+@pytest.mark.parametrize("share", [0.15, 0.5, 1.0])
+def test_partial_runs_are_whole_runs(architecture: str, share: float) -> None:
+    """Whatever else the circuit holds downstream of the reader and upstream."""
+    _, run = runner(architecture, *pairs(2, 4))
+    assert partial_runs_are_whole_runs(run, random_circuits(run.edges, 1, share)[0]) > 5
+
+
+@pytest.mark.parametrize("narrow", [["a1.h0"], ["a1.h1"], ["a0.h1", "a0.h2", "a1.h2", "m1"]])
+def test_parts_read_last_among_parts_read_everywhere(narrow: list[str]) -> None:
+    """Some heads are computed at the last position alone, between others that are everywhere."""
+    _, run = runner("gpt2", *pairs(2, 4))
+    keep = run.edges.exists.clone()
+    for name in narrow:
+        writer = run.edges.writer_names.index(name)
+        keep[:-1, writer] = False
+    live, wide = live_and_wide(run.edges, keep)
+    assert [run.edges.writer_names[i] for i in (live & ~wide)[:9].nonzero()[:, 0]] == sorted(
+        name for name in narrow if name != "m1"
+    )
+    assert partial_runs_are_whole_runs(run, keep) == run.edges.n_readers
+
+
+def test_memory_that_was_never_written_is_not_read() -> None:
+    """Under this setting fresh memory holds NaN."""
+    _, run = runner("gpt2", *pairs(2, 4))
+    keep = run.edges.exists.clone()
+    keep[:-1, run.edges.writer_names.index("a1.h1")] = False
+    added, reader = run.run(keep[None])[:, 0], run.edges.mlp_reader(0)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = Visit(run, keep, reader, added).logits(keep[reader][None])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(found, run.logits(keep[None]), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_answer_from_few_edges(seed: int) -> None:
+    """Late in a search parts are read here everywhere, there last, elsewhere not at all."""
+    clean, corrupted = pairs(2, 5, seed=seed)
+    model, run = runner("gpt2", clean, corrupted)
+    score = mean_kl(run.full_logits)
+    (start,) = random_circuits(run.edges, 1, 0.4, seed=seed)
+    want, margin = one_at_a_time(run, score, 1e-2, start)
+    found = acdc_heads(model, clean, corrupted, score, threshold=1e-2, start=start)
+    assert margin > 1e-12
+    assert torch.equal(found, want)
 
 
 def test_what_reaches_the_output() -> None:
@@ -124,6 +174,31 @@ def test_readers_one_after_the_other() -> None:
     assert torch.equal(half[:25], exists[:25])
     assert torch.equal(half[25:], whole[25:])
     assert torch.equal(prune_readers(run, half, reversed(range(25)), score, threshold=1e-4), whole)
+
+
+def test_only_candidates_go() -> None:
+    """Others stay, even where what reads them no longer reaches the output."""
+    _, run = runner("gpt2", *pairs(2, 4))
+    score, exists = mean_kl(run.full_logits), run.edges.exists
+    candidates = random_circuits(run.edges, 1, 0.6)[0]
+    dead = run.edges.writer_names.index("m2")
+    start = exists.clone()
+    start[run.edges.output, dead] = False
+    want, _ = one_at_a_time(run, score, 1e-3, start, candidates)
+    readers = reversed(range(run.edges.n_readers))
+    found = prune_readers(run, start, readers, score, threshold=1e-3, candidates=candidates)
+    assert torch.equal(found, want)
+    assert torch.equal(found & ~candidates, start & ~candidates)
+    row = run.edges.mlp_reader(2)
+    assert torch.equal(found[row], start[row] & ~candidates[row])
+    assert 10 < int((start & ~found).sum()) < int((start & candidates).sum())
+
+
+def test_candidates_that_are_no_edges() -> None:
+    _, run = runner("gpt2", *pairs())
+    exists, wrong = run.edges.exists, torch.ones_like(run.edges.exists)
+    with pytest.raises(ValueError, match="kept pairs are no edges"):
+        prune_readers(run, exists, [], mean_kl(run.full_logits), threshold=0.1, candidates=wrong)
 
 
 @pytest.mark.parametrize(("threshold", "batch"), [(0.0, 4), (-1.0, 4), (0.1, 0)])

@@ -121,6 +121,23 @@ def test_prompts_that_do_not_line_up() -> None:
         EdgeRunner.on_prompts(models.subject("gpt2"), clean, corrupted[:, :4])
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_no_prompts() -> None:
+    none = torch.zeros(0, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="line up"):
+        EdgeRunner.on_prompts(models.subject("gpt2"), none, none)
+
+
+def test_positions_from_the_first_that_differs() -> None:
+    clean, corrupted = pairs(2, 5)
+    corrupted[:, :3] = clean[:, :3]
+    corrupted[1, 2] += 1
+    _, run = runner("gpt2", clean, corrupted)
+    assert run.n_differing == 3
+    _, same = runner("gpt2", clean, clean)
+    assert same.n_differing == 1
+
+
 def test_flags_of_another_shape() -> None:
     _, run = runner("gpt2", *pairs())
     with pytest.raises(ValueError, match=r"\(40, 16\) at the end, got \(1, 40, 15\)"):
