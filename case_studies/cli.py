@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "Compare kinds of dictionaries at equal L0, with seeds and intervals.",
     "scan": "Record when every feature of every layer is active, in one pass over a corpus.",
     "convert": "Write dictionaries in the format of another program.",
+    "exchange": "Hand a circuit on to another program, or take one from it.",
     "models": "List models and published dictionaries, and whether they are here.",
 }
 """Verb -> one line of help. A verb lives in `case_studies.commands.VERB` as `command`."""

@@ -19,6 +19,7 @@ from graphs.prune_influence import prune_influence
 from graphs.scorer import CircuitRunner, Tally
 
 if TYPE_CHECKING:
+    from graphs.exchange import GraphView, export_graph, import_graph
     from graphs.feature_effects import attribution_effects, integrated_effects
     from graphs.figure import plot_circuit
     from graphs.frontier_figure import plot_frontiers
@@ -79,6 +80,7 @@ __all__ = [
     "Faithfulness",
     "FrozenGraph",
     "GraphMetadata",
+    "GraphView",
     "HeadEdges",
     "NodeNotes",
     "Outcome",
@@ -107,9 +109,11 @@ __all__ = [
     "difference",
     "edge_attribution",
     "edge_influence",
+    "export_graph",
     "faithfulness",
     "find_nodes",
     "freeze_graph",
+    "import_graph",
     "influence_profile",
     "integrated_effects",
     "intersection",
@@ -148,6 +152,7 @@ _LATER = {
     "EdgeRunner": "graphs.heads.running",
     "EffectAgreement": "graphs.interventions",
     "Effects": "graphs.interventions",
+    "GraphView": "graphs.exchange",
     "HeadEdges": "graphs.heads.edges",
     "Outcome": "graphs.interventions",
     "Proof": "graphs.proof.records",
@@ -170,7 +175,9 @@ _LATER = {
     "continue_prompt": "graphs.interventions",
     "difference": "graphs.task_circuits",
     "edge_attribution": "graphs.heads.attribution",
+    "export_graph": "graphs.exchange",
     "find_nodes": "graphs.interventions",
+    "import_graph": "graphs.exchange",
     "influence_profile": "graphs.task_circuits",
     "integrated_effects": "graphs.feature_effects",
     "intersection": "graphs.task_circuits",
