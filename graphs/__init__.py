@@ -44,6 +44,8 @@ if TYPE_CHECKING:
         swap,
     )
     from graphs.interventions.effects_figure import plot_effects
+    from graphs.live_acdc import acdc_live_edges
+    from graphs.live_circuits import LiveCircuits
     from graphs.most_active import top_active
     from graphs.proof.beside import beside_controls
     from graphs.proof.choices import ProofChoices
@@ -82,6 +84,7 @@ __all__ = [
     "GraphMetadata",
     "GraphView",
     "HeadEdges",
+    "LiveCircuits",
     "NodeNotes",
     "Outcome",
     "Proof",
@@ -97,6 +100,7 @@ __all__ = [
     "ablate",
     "acdc_edges",
     "acdc_heads",
+    "acdc_live_edges",
     "attribution_effects",
     "average_graphs",
     "beside_controls",
@@ -154,6 +158,7 @@ _LATER = {
     "Effects": "graphs.interventions",
     "GraphView": "graphs.exchange",
     "HeadEdges": "graphs.heads.edges",
+    "LiveCircuits": "graphs.live_circuits",
     "Outcome": "graphs.interventions",
     "Proof": "graphs.proof.records",
     "ProofChoices": "graphs.proof.choices",
@@ -166,6 +171,7 @@ _LATER = {
     "UnitTrial": "graphs.units",
     "ablate": "graphs.interventions",
     "acdc_heads": "graphs.heads.acdc",
+    "acdc_live_edges": "graphs.live_acdc",
     "attribution_effects": "graphs.feature_effects",
     "beside_controls": "graphs.proof.beside",
     "chance_overlap": "graphs.task_circuits",

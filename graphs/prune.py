@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from graphs.circuit_graph import CircuitGraph
 from graphs.prune_acdc import prune_acdc
 from graphs.prune_acdc_edges import prune_acdc_edges
+from graphs.prune_acdc_live_edges import prune_acdc_live_edges
 from graphs.prune_attribution import prune_attribution
 from graphs.prune_influence import prune_influence
 from graphs.prune_paths import prune_paths
@@ -14,6 +15,7 @@ __all__ = ["METHODS", "prune"]
 METHODS: Mapping[str, Callable[..., CircuitGraph]] = {
     "acdc": prune_acdc,
     "acdc-edges": prune_acdc_edges,
+    "acdc-edges-live": prune_acdc_live_edges,
     "attribution": prune_attribution,
     "influence": prune_influence,
     "paths": prune_paths,

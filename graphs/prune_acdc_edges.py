@@ -30,8 +30,9 @@ def prune_acdc_edges(
             start.
         frozen: the same prompts' graph that can be run (`freeze_graph`).
         threshold: in the units of the score.
-        score: of the outputs, lower is better; None for the mean distance from what the whole
-            model's outputs are, in logits.
+        score: of the outputs, lower is better; None for the mean distance, in logits, from the
+            outputs of `graph` itself. (Judged by the whole model's, a graph that was pruned before
+            gains by losing whatever makes up for what it lacks.)
         batch: removals tried in one run. It changes the time, not the answer.
 
     Returns:
@@ -45,10 +46,9 @@ def prune_acdc_edges(
     place = _places(graph, frozen)
     start = torch.zeros(frozen.n_edges, dtype=torch.bool).index_fill(0, place, True)
     can_change = torch.tensor([is_candidate(node) for node in frozen.nodes], dtype=torch.bool)
-    wanted = output_gap(frozen.value[:, frozen.outputs]) if score is None else score
     kept = acdc_edges(
         frozen,
-        score=wanted,
+        score=output_gap(frozen.run(start[None])[0][0]) if score is None else score,
         threshold=threshold,
         candidates=can_change[frozen.edge_source],
         start=start,

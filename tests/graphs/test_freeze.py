@@ -10,7 +10,15 @@ from circuits import SplicedModel
 from circuits.patching import NodeValues, patch_values, zero_values
 from circuits.sites import Site
 from circuits.spliced import FrozenState
-from graphs import acdc_edges, build_graph, freeze_graph, output_gap, prune
+from graphs import (
+    CircuitGraph,
+    FrozenGraph,
+    acdc_edges,
+    build_graph,
+    freeze_graph,
+    output_gap,
+    prune,
+)
 from tests import models
 
 _TARGET = LogitDifference(5, 9)
@@ -154,6 +162,34 @@ def test_pruning_a_circuit_graph_by_its_edges() -> None:
     assert {target for _, target in wanted - found}.isdisjoint(circuit.digraph)
     assert all(circuit.digraph.out_degree(n.id) for n in circuit.nodes if n.kind != "output")
     assert "edges in graph space" in " ".join(circuit.metadata.notes.values())
+
+
+def test_a_pruned_graph_is_judged_by_its_own_outputs() -> None:
+    spliced, clean, other = _held("gpt2", "jumprelu")
+    one, there = clean.select(0), NodeValues(*(_first(part) for part in _parts(other)))
+    frozen = freeze_graph(spliced, one, there, _TARGET)
+    graph = build_graph(attribute(spliced, one.tokens[0], _TARGET))
+    start = prune(graph, method="influence", node_threshold=0.6)
+    threshold = 0.05 * float(frozen.value[:, frozen.outputs].abs().max())
+    options = {"method": "acdc-edges", "frozen": frozen, "threshold": threshold}
+    flags = _flags(start, frozen)
+    own = frozen.run(flags[None])[0][0]
+    assert not torch.allclose(own, frozen.value[:, frozen.outputs])
+    found = prune(start, **options)
+    assert set(found.digraph.edges) == set(
+        prune(start, score=output_gap(own), **options).digraph.edges
+    )
+    assert set(found.digraph.edges) != set(
+        prune(start, score=output_gap(frozen.value[:, frozen.outputs]), **options).digraph.edges
+    )
+
+
+def _flags(graph: CircuitGraph, frozen: FrozenGraph) -> torch.Tensor:
+    """Which edges of `frozen` are in `graph`."""
+    there = set(graph.digraph.edges)
+    ids = [node.id for node in frozen.nodes]
+    ends = zip(frozen.edge_source.tolist(), frozen.edge_target.tolist(), strict=True)
+    return torch.tensor([(ids[source], ids[target]) in there for source, target in ends])
 
 
 def _parts(values: NodeValues) -> list:
