@@ -9,11 +9,11 @@ from case_studies.node_notes import describe_nodes
 from case_studies.study import GroupResult, StudyResult
 from case_studies.study_config import StudyConfig
 from case_studies.study_proof_text import percent
-from case_studies.study_report import finding, report
+from case_studies.study_report import finding, report, study_command
 from case_studies.tasks.task import Task
 from circuits import SplicedModel
 from circuits.files import write_json, write_text
-from graphs import plot_circuit, write_html
+from graphs import circuit_page
 from graphs.proof.beside import MOST_ACTIVE, RANDOM, TOKENS_ONLY
 
 __all__ = ["metrics_record", "write_study"]
@@ -80,13 +80,14 @@ def write_study(
         suffix = _suffix(group, result.groups[0])
         group.graph.save(out / f"graph{suffix}.json")
         drawn = group.graph.select(~group.graph.is_kind(*_CONSTANTS))
-        figure = plot_circuit(
+        page = circuit_page(
             drawn,
             notes=describe_nodes(spliced, drawn.nodes),
             title=finding(config, result, group),
             proof=_panel(result, group),
+            command=study_command(config),
         )
-        write_html(figure, out / f"circuit{suffix}.html")
+        page.write_html(out / f"circuit{suffix}.html")
     write_text(out / "report.md", report(config, result, task))
     return out / "circuit.html"
 

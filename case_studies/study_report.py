@@ -10,7 +10,7 @@ from case_studies.study_proof_text import proof_in_words, proof_numbers
 from case_studies.tasks.task import Task
 from graphs.proof.beside import RANDOM, TOKENS_ONLY
 
-__all__ = ["finding", "report"]
+__all__ = ["finding", "report", "study_command"]
 
 _VALUES = {
     "corrupted": "its value on the corrupted prompt",
@@ -98,16 +98,20 @@ def _flag(name: str, value: Any) -> str:
     return f"{flag} {shlex.quote(str(value))}"
 
 
-def report(config: StudyConfig, result: StudyResult, task: Task) -> str:
-    """The whole report as Markdown."""
-    behaviour = result.behaviour
-    low, high = behaviour.metric_interval
+def study_command(config: StudyConfig) -> str:
+    """What to type to make the study again: only the flags that differ from their defaults."""
     flags = (
         _flag(name, value)
         for name, value in config.model_dump().items()
         if name != "task" and value != type(config).model_fields[name].default
     )
-    command = " ".join(("circuits study", config.task, *flags))
+    return " ".join(("circuits study", config.task, *flags))
+
+
+def report(config: StudyConfig, result: StudyResult, task: Task) -> str:
+    """The whole report as Markdown."""
+    behaviour = result.behaviour
+    low, high = behaviour.metric_interval
     return f"""# {task.name} on {behaviour.model}
 
 **Question.** {task.question}
@@ -140,7 +144,7 @@ features take the place of the circuit's own. Both are drawn from all that can b
 
 ## Command
 
-    {command}
+    {study_command(config)}
 
 ## Every number with its choices
 

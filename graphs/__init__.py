@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from graphs.live_acdc import acdc_live_edges
     from graphs.live_circuits import LiveCircuits
     from graphs.most_active import top_active
+    from graphs.page import CircuitPage, ShownContext, circuit_page
     from graphs.proof.beside import beside_controls
     from graphs.proof.choices import ProofChoices
     from graphs.proof.prove import prove
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Change",
     "CircuitGraph",
+    "CircuitPage",
     "CircuitRunner",
     "EdgeRunner",
     "EffectAgreement",
@@ -94,6 +96,7 @@ __all__ = [
     "RoleGraph",
     "RoleProof",
     "RoleRunner",
+    "ShownContext",
     "Tally",
     "Trial",
     "UnitTrial",
@@ -107,6 +110,7 @@ __all__ = [
     "build_graph",
     "chance_overlap",
     "circuit_overlap",
+    "circuit_page",
     "collapse",
     "compare_effects",
     "continue_prompt",
@@ -153,6 +157,7 @@ __all__ = [
 
 _LATER = {
     "Change": "graphs.interventions",
+    "CircuitPage": "graphs.page",
     "EdgeRunner": "graphs.heads.running",
     "EffectAgreement": "graphs.interventions",
     "Effects": "graphs.interventions",
@@ -167,6 +172,7 @@ _LATER = {
     "RoleGraph": "graphs.task_circuits",
     "RoleProof": "graphs.task_circuits",
     "RoleRunner": "graphs.task_circuits",
+    "ShownContext": "graphs.page",
     "Trial": "graphs.proof.trial",
     "UnitTrial": "graphs.units",
     "ablate": "graphs.interventions",
@@ -176,6 +182,7 @@ _LATER = {
     "beside_controls": "graphs.proof.beside",
     "chance_overlap": "graphs.task_circuits",
     "circuit_overlap": "graphs.task_circuits",
+    "circuit_page": "graphs.page",
     "collapse": "graphs.task_circuits",
     "compare_effects": "graphs.interventions",
     "continue_prompt": "graphs.interventions",

@@ -11,19 +11,18 @@ from graphs.figure_style import BUCKETS, SIGN_STYLES
 from graphs.figure_text import edge_hover
 from graphs.layout import Layout
 
-__all__ = ["edge_curves", "edge_traces"]
+__all__ = ["BOW", "edge_curves", "edge_traces", "points_per_edge"]
 
 _MAX_POINTS, _MIN_POINTS = 32, 8
 _POINT_BUDGET = 40_000  # on all edges together; too little for curves gives straight lines
-_BOW = 0.14  # how far an edge within one column swings out, as a share of its height
+BOW = 0.14  # how far an edge within one column swings out, as a share of its height
 
 
 def edge_traces(shown: Shown, layout: Layout, names: Sequence[str]) -> list[go.Scatter]:
     """Draw every edge of `shown`, the weakest first; hover markers come last."""
     x, y = np.asarray(layout.x), np.asarray(layout.y)
     source, target = shown.graph.edge_source.numpy(), shown.graph.edge_target.numpy()
-    n_points = min(_MAX_POINTS, _POINT_BUDGET // max(1, len(source)))
-    n_points = n_points if n_points >= _MIN_POINTS else 2
+    n_points = points_per_edge(len(source))
     ends = np.stack([x[source], y[source], x[target], y[target]], axis=-1)
     curves = edge_curves(ends, n_points)
     sign = np.where(shown.graph.edge_attribution.numpy() < 0, -1, 1)
@@ -45,6 +44,12 @@ def edge_traces(shown: Shown, layout: Layout, names: Sequence[str]) -> list[go.S
     return lines + hovers
 
 
+def points_per_edge(n_edges: int) -> int:
+    """Points on each curve; 2, a straight line, where there are too many for curves."""
+    n_points = min(_MAX_POINTS, _POINT_BUDGET // max(1, n_edges))
+    return n_points if n_points >= _MIN_POINTS else 2
+
+
 def edge_curves(
     ends: Float[np.ndarray, "edge 4"], n_points: int
 ) -> Float[np.ndarray, "edge point 2"]:
@@ -60,7 +65,7 @@ def edge_curves(
     """
     start, stop = ends[:, None, :2], ends[:, None, 2:]
     rise = stop[..., 1:] - start[..., 1:]
-    swing = _BOW * rise * np.exp(-np.abs(stop[..., :1] - start[..., :1]) / 40)
+    swing = BOW * rise * np.exp(-np.abs(stop[..., :1] - start[..., :1]) / 40)
     handle = np.concatenate([-swing, rise / 2], axis=-1)
     first, second = start + handle, stop - handle * np.array([-1.0, 1.0])
     t = np.linspace(0, 1, n_points)[None, :, None]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float
 
 from graphs.figure_select import Shown
 from graphs.figure_style import KIND_STYLES
@@ -11,7 +12,7 @@ from graphs.figure_text import escape, node_hover
 from graphs.layout import Layout
 from graphs.node_notes import NodeNotes
 
-__all__ = ["node_traces"]
+__all__ = ["marker_sizes", "node_traces"]
 
 _MIN_SIZE, _MAX_SIZE = 8.0, 19.0
 _LABEL_SIZE = 11
@@ -21,7 +22,7 @@ def node_traces(
     shown: Shown, layout: Layout, labels: Mapping[int, str], notes: Mapping[str, NodeNotes]
 ) -> list[go.Scatter]:
     """Draw every node of `shown`; area grows with influence, outputs are largest."""
-    sizes = _sizes(shown)
+    sizes = marker_sizes(shown)
     return [
         _kind_trace(kind, rows, shown, layout, sizes, labels, notes)
         for kind in KIND_STYLES
@@ -29,8 +30,8 @@ def node_traces(
     ]
 
 
-def _sizes(shown: Shown) -> np.ndarray:
-    """Marker diameters in pixels."""
+def marker_sizes(shown: Shown) -> Float[np.ndarray, " node"]:
+    """Marker diameters in pixels; area grows with influence."""
     influence = shown.node_influence.numpy()
     is_output = shown.graph.is_kind("output").numpy()
     strongest = influence[~is_output].max(initial=0.0)

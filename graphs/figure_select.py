@@ -31,13 +31,16 @@ class Shown:
     caption: str
 
 
-def select_shown(graph: CircuitGraph, max_nodes: int, max_edges: int) -> Shown:
+def select_shown(
+    graph: CircuitGraph, max_nodes: int, max_edges: int, first: tuple[str, ...] = ()
+) -> Shown:
     """Keep the outputs, then the most influential nodes, then the edges between them.
 
     Args:
         graph: untouched.
         max_nodes: at most so many nodes, at least the outputs.
         max_edges: at most so many edges.
+        first: kinds that come after the outputs and before all others, by influence.
 
     Raises:
         ValueError: if `max_nodes` leaves no room for the outputs, or `max_edges` is negative.
@@ -49,7 +52,8 @@ def select_shown(graph: CircuitGraph, max_nodes: int, max_edges: int) -> Shown:
             f"{max_nodes} and {max_edges}; raise them"
         )
     of_node, of_edge = node_influence(graph), edge_influence(graph)
-    keep_node = _top(of_node + graph.is_kind("output") * (1 + of_node.max()), max_nodes)
+    rank = 2 * graph.is_kind("output").double() + graph.is_kind(*first)
+    keep_node = _top(of_node + rank * (1 + of_node.max()), max_nodes)
     between = keep_node[graph.edge_target] & keep_node[graph.edge_source]
     keep_edge = between & _top(torch.where(between, of_edge, -1.0), max_edges)
     return Shown(

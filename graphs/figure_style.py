@@ -16,6 +16,8 @@ class KindStyle:
     symbol: str
     color: str
     border: str = "white"
+    on_dark: str = ""
+    """Colour on a dark page; empty: the same."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class SignStyle:
 
     legend: str
     color: str
+    on_dark: str
+    """Colour on a dark page."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,12 @@ class Bucket:
 
 
 KIND_STYLES = {
-    "position": KindStyle("position embedding", "square-open", "#7f7f7f", "#7f7f7f"),
-    "token": KindStyle("token embedding", "square", "#5f5f5f"),
+    "position": KindStyle("position embedding", "square-open", "#7f7f7f", "#7f7f7f", "#b0b0b0"),
+    "token": KindStyle("token embedding", "square", "#5f5f5f", on_dark="#c8c8c8"),
     "bias": KindStyle("biases", "pentagon", "#A58B00"),
-    "error": KindStyle("error: what a dictionary missed", "diamond-x", "#C4C4C4", "#6b6b6b"),
+    "error": KindStyle(
+        "error: what a dictionary missed", "diamond-x", "#C4C4C4", "#6b6b6b", "#8a8a8a"
+    ),
     "sublayer": KindStyle("sublayer without a dictionary", "triangle-up", "#CC79A7"),
     "feature": KindStyle("feature", "circle", "#009E73"),
     "output": KindStyle("output", "star", "#F0E442", "#333333"),
@@ -47,8 +53,8 @@ KIND_STYLES = {
 """In drawing order: later kinds lie on top."""
 
 SIGN_STYLES = {
-    1: SignStyle("raises its target (+)", "#0072B2"),
-    -1: SignStyle("lowers its target (−)", "#D55E00"),
+    1: SignStyle("raises its target (+)", "#0072B2", "#56B4E9"),
+    -1: SignStyle("lowers its target (−)", "#D55E00", "#E8853A"),
 }
 
 BUCKETS = (

@@ -9,6 +9,7 @@ from graphs.circuit_graph import GraphMetadata
 from graphs.node_notes import NodeNotes
 
 __all__ = [
+    "default_title",
     "edge_hover",
     "escape",
     "node_hover",
@@ -94,6 +95,11 @@ def edge_hover(
         f"{escape(source.id)} → {escape(target.id)}<br>"
         f"attribution {attribution:+.4g}<br>influence {influence:.2%} of the output"
     )
+
+
+def default_title(metadata: GraphMetadata) -> str:
+    """What stands over a figure without a finding; not escaped."""
+    return f"What drives {metadata.target} in {metadata.model}"
 
 
 def proof_lines(proof: Mapping[str, str]) -> list[str]:

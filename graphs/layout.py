@@ -2,7 +2,8 @@
 
 A column is a position (with one more, leftmost, for biases); a band is one site of one layer. The
 nodes of one column and band share a cell: those with a text label take a line each, the others
-fill a grid below. Columns and bands grow with their fullest cell, so nodes never overlap.
+fill a grid below, column by column. Columns and bands grow with their fullest cell, so nodes never
+overlap.
 """
 
 import math
@@ -75,7 +76,8 @@ def place_nodes(
         n_layers: inputs lie below layer 0, outputs above layer `n_layers - 1`.
         column_widths: least width of each position's column, for its token.
         labels: row of a node -> its text, drawn to its right.
-        order: one number a node; higher comes first within a cell. Ties fall to the earlier row.
+        order: one number a node; higher comes first within a cell: on top with a label, on the left
+            without. Ties fall to the earlier row.
         min_width: stretch the columns to at least this.
         min_height: stretch the bands to at least this.
     """
@@ -192,10 +194,11 @@ def _fill(
     labelled, rest = _split(rows, labels)
     text = max((_LABEL_CHARACTER * len(labels[row]) for row in labelled), default=0.0)
     places = {row: (column.middle - text / 2, i * _STEP) for i, row in enumerate(labelled)}
-    n_across = _n_across(column, len(rest))
-    for i, row in enumerate(rest):
-        line, place = divmod(i, n_across)
-        in_line = min(n_across, len(rest) - line * n_across)
-        right = column.middle + _STEP * (place - (in_line - 1) / 2)
-        places[row] = (right, (len(labelled) + line) * _STEP)
+    if rest:
+        n_lines = math.ceil(len(rest) / _n_across(column, len(rest)))
+        n_columns = math.ceil(len(rest) / n_lines)
+        for i, row in enumerate(rest):
+            place, line = divmod(i, n_lines)
+            right = column.middle + _STEP * (place - (n_columns - 1) / 2)
+            places[row] = (right, (len(labelled) + line) * _STEP)
     return places

@@ -210,13 +210,13 @@ def _write(
     circuit: CircuitGraph,
     notes: dict[str, NodeNotes],
 ) -> None:
-    from graphs import plot_circuit, write_html
+    from graphs import circuit_page
 
     out.mkdir(parents=True, exist_ok=True)
     write_config(out, "attribute", config)
     write_json(out / "metrics.json", {"version": 1, **record})
     circuit.save(out / "graph.json")
-    write_html(plot_circuit(circuit, notes=notes), out / "circuit.html")
+    circuit_page(circuit, notes=notes).write_html(out / "circuit.html")
     write_text(out / "report.md", _report(record))
 
 
