@@ -27,13 +27,20 @@ def _prominence(scores: Float[Tensor, "feature d_vocab"]) -> Float[Tensor, " fea
     return (scores.amax(1) - scores.mean(1)) / scores.std(1)
 
 
+def _legible(tokens: tuple[str, ...]) -> str:
+    """The first token that shows something, or the first if none does."""
+    shown = [token.strip() for token in tokens]
+    return next((t for t in shown if t and t.isprintable() and "\ufffd" not in t), shown[0])
+
+
 def describe_nodes(
     spliced: SplicedModel, nodes: Iterable[Node], *, top: int = 6
 ) -> dict[str, NodeNotes]:
     """Notes for every feature node, by node id; weights only, so they hold on every prompt.
 
     The label is the feature's top de-embedding token ("reads") or its most promoted token ("says"),
-    whichever stands out more from its row, in standard deviations.
+    whichever stands out more from its row, in standard deviations; of either, the first that can be
+    printed.
     """
     by_site: dict[str, list[Node]] = defaultdict(list)
     for node in nodes:
@@ -55,6 +62,6 @@ def describe_nodes(
         suppressed = _top_strings(spliced, -writes, top)
         rows = zip(members, reads, promoted, suppressed, is_reader.tolist(), strict=True)
         for node, read, up, down, reader in rows:
-            label = f"reads {read[0].strip()}" if reader else f"says {up[0].strip()}"
+            label = f"reads {_legible(read)}" if reader else f"says {_legible(up)}"
             notes[node.id] = NodeNotes(deembedding=read, promoted=up, suppressed=down, label=label)
     return notes

@@ -13,7 +13,7 @@ from case_studies.study_config import StudyConfig
 from case_studies.study_files import metrics_record, write_study
 from case_studies.study_proof import ALL_FOUND, prove_circuit
 from case_studies.study_proof_text import percent, proof_in_words, proof_numbers, worst_knockout
-from case_studies.study_report import report
+from case_studies.study_report import report, study_command
 from case_studies.tasks import GreaterThanTask, IoiTask
 from circuits import SplicedModel, load_dictionaries, load_model
 from circuits.patching import mean_values, zero_values
@@ -180,9 +180,12 @@ def test_files(greater_than, spliced, tmp_path):
     assert StudyConfig.model_validate(saved["settings"]) == config
     text = page.read_text()
     assert not re.search(r"<(script|link)[^>]+(src|href)=.?https?:", text)
-    assert f"faithfulness: {proof.faithfulness.value:.1%}" in text
-    assert f"most active: {group.table.control(MOST_ACTIVE).faithfulness.value:.1%}" in text
-    assert f"tokens alone: {group.table.control(TOKENS_ONLY).faithfulness.value:.1%}" in text
+    panel = dict(json.loads(re.search(r'"proof":(\[\[.*?\]\])', text)[1]))
+    assert panel["faithfulness"].startswith(f"{proof.faithfulness.value:.1%} (")
+    controls = {"most active": MOST_ACTIVE, "tokens alone": TOKENS_ONLY}
+    for name, control in controls.items():
+        assert panel[name] == f"{group.table.control(control).faithfulness.value:.1%}"
+    assert f'"command":{json.dumps(study_command(config))}' in text
     text = (tmp_path / "report.md").read_text()
     assert group.table.markdown() in text
     assert proof_numbers(proof) in text
