@@ -14,7 +14,6 @@ from case_studies.study_proof import Progress, prove_circuit
 from case_studies.tasks.behaviour import Behaviour, measure_behaviour
 from case_studies.tasks.task import Task, TaskPrompt
 from circuits import SplicedModel
-from circuits.precision import fast_float32
 from graphs import CircuitGraph, Proof, ProofTable, average_graphs, build_graph, prune
 from graphs.measures import kl_to_model
 from graphs.scorer import CircuitRunner
@@ -69,13 +68,6 @@ def run_study(
 
     The prompts that prove are never among those that chose.
     """
-    with fast_float32(spliced.model.device):
-        return _run_study(config, spliced, task, progress)
-
-
-def _run_study(
-    config: StudyConfig, spliced: SplicedModel, task: Task, progress: Progress
-) -> StudyResult:
     progress("behaviour", 0.0)
     behaviour = measure_behaviour(spliced.model, task, n=config.n_behaviour, seed=config.seed)
     replaced = _spliced_metric(spliced, task, config)

@@ -20,7 +20,6 @@ from case_studies.frontiers.sweeps import (
 )
 from case_studies.tasks.task import Task, TaskPrompt
 from circuits import SplicedModel
-from circuits.precision import fast_float32
 from graphs.frontier import Frontier, frontier, random_frontier
 from graphs.proof import ProofChoices, Trial, check_disjoint
 from graphs.units import UnitKind, UnitTrial
@@ -71,8 +70,7 @@ def run_frontiers(
     Raises:
         ValueError: if there are too few prompts, or the corruption does not change the metric.
     """
-    with fast_float32(spliced.model.device):
-        groups = [_group(config, spliced, task, g, progress) for g in task.groups(spliced.model)]
+    groups = [_group(config, spliced, task, g, progress) for g in task.groups(spliced.model)]
     return FrontierResult(
         task=config.task,
         model=config.model,
